@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import Memory
 from plurum.benchmarks.tools.machine import peak_bytes
-from plurum.telemetry import import_onnxruntime
+from plurum.onnx_graphs.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     from plurum.benchmarks.compare.contenders import Contender

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.images import open_image, pixels_from_image
+from plurum.onnx_graphs.telemetry import import_onnxruntime
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
-from plurum.telemetry import import_onnxruntime
 from plurum.voting import softmax
 
 __all__ = ["Job", "OnnxMembers", "TorchMembers", "job_from_environment", "job_variable"]

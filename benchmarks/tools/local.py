@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from plurum.onnx_graphs.telemetry import import_onnxruntime
 from plurum.spec import INPUT_PIXELS, LOGITS
-from plurum.telemetry import import_onnxruntime
 
 __all__ = ["Runner", "onnx_runner", "rate_in_threads", "rate_of", "run_in_turn"]
 

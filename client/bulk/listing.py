@@ -13,8 +13,7 @@ from plurum.dicom_files import PatientNames, frame_names, heading_from_file
 from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
 from plurum.images.image_formats import IMAGE_SUFFIXES
-from plurum.manifests import file_from_manifest, read_manifest_table
-from plurum.remote_data import fetch_data
+from plurum.manifests import fetch_data, file_from_manifest, read_manifest_table
 from plurum.remote_files import cached_path, is_uri
 
 __all__ = ["STANDARD_INPUT", "Listing", "image_files", "listing_from_names"]

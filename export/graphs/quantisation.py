@@ -23,8 +23,8 @@ import onnx
 from plurum.export.graphs.float16 import silence_converters
 from plurum.export.graphs.member import detector_nodes, resizing_nodes
 from plurum.export.settings import Backend
+from plurum.onnx_graphs.telemetry import forbid_telemetry
 from plurum.spec import INPUT_PIXELS
-from plurum.telemetry import forbid_telemetry
 
 __all__ = ["int8_from_onnx"]
 

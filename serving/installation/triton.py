@@ -18,9 +18,9 @@ from pathlib import Path
 
 from plurum.errors import ServerError
 from plurum.onnx_graphs import stages
+from plurum.onnx_graphs.telemetry import forbid_telemetry
 from plurum.serving.installation.environment import private_environment
 from plurum.serving.installation.interpreters import Interpreter, describe_this
-from plurum.telemetry import forbid_telemetry
 
 __all__ = ["TritonInstallation", "find_triton", "lay_out"]
 

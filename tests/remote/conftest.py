@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.remote.s3_server import S3Server, serve_s3, use_server
-
-IMAGES = 12
+from tests.remote.s3_server import IMAGES, S3Server, serve_s3, use_server
 
 
 def _write_images(folder: Path) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["KEY", "SECRET", "S3Server", "serve_s3", "use_server"]
+__all__ = ["IMAGES", "KEY", "SECRET", "S3Server", "serve_s3", "use_server"]
 
+# Images in the bucket `data`.
+IMAGES = 12
 KEY, SECRET = "reader", "readers-secret"
 
 

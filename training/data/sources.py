@@ -9,7 +9,7 @@ from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
 from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
 from plurum.images.windows import WindowRule
-from plurum.remote_data import fetch_data
+from plurum.manifests import fetch_data
 from plurum.remote_files import is_uri
 from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive

@@ -13,9 +13,8 @@ from plurum.errors import DataError
 from plurum.file_trees import files_below
 from plurum.files import atomic_folder
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
-from plurum.manifests import file_from_manifest, read_manifest_table
+from plurum.manifests import fetch_data, file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
-from plurum.remote_data import fetch_data
 from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import ImageSpec
 

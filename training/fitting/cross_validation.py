@@ -24,7 +24,7 @@ from plurum.training.learning.plan import planned_trainings
 from plurum.training.statistics.calibration import fit_temperature
 from plurum.voting import MODES, soft_vote
 
-__all__ = ["FoldModel", "fit_fold_vote", "fold_models"]
+__all__ = ["FoldModel", "fit_fold_vote", "fold_models", "spread_vote"]
 
 # Index of the member that did not learn each fold, by fold.
 FoldModel = Mapping[int, int]

@@ -1,19 +1,20 @@
-"""Report of a fit."""
+"""Report of a fit, and text about its operating point."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from plurum.figures import PointScores
 from plurum.promises.review import TriedLimit
+from plurum.sentences import figure_text, percent_text, point_text
 from plurum.spec import Ensemble, Metadata, RefusedPromise, Scores
-from plurum.training.fitting.decided import PointScores
 from plurum.training.fitting.outliers import OutlierFit
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import CascadeScores, Estimate, PatientLevel
 from plurum.training.statistics.wording import significant_change
 
-__all__ = ["CascadeFit", "FitReport", "MemberFit"]
+__all__ = ["CascadeFit", "FitReport", "MemberFit", "point_lines"]
 
 FittedSplit = Literal["validation", "test"]
 
@@ -114,3 +115,41 @@ class FitReport(Metadata):
         """Names of the members that are not in the ensemble."""
         kept = {member.name for member in self.ensemble.members}
         return tuple(name for name in self.members if name not in kept)
+
+
+def point_lines(report: FitReport) -> list[str]:
+    """Return the operating point of a fit and its figures; nothing without a point."""
+    point = report.ensemble.operating_point
+    if point is None or report.decisions is None:
+        return []
+    lines = [f"operating point: {point_text(point)}"]
+    for split, scores in report.decisions.items():
+        lines += _figure_lines(split, scores)
+    return lines
+
+
+def _figure_lines(split: str, scores: PointScores) -> list[str]:
+    groups = {
+        f"all {split} images": scores.images,
+        f"{split} images without review": scores.unreviewed,
+        f"{split} patients": scores.patients,
+    }
+    lines = []
+    for name, figures in groups.items():
+        if figures is not None:
+            said = ", ".join(
+                f"{title} {percent_text(getattr(figures, field))}"
+                for field, title in (
+                    ("sensitivity", "sensitivity"),
+                    ("specificity", "specificity"),
+                    ("ppv", "PPV"),
+                    ("npv", "NPV"),
+                )
+            )
+            lines.append(f"{name} ({figures.number:,}): {said}")
+    if scores.cost is not None and scores.usual_cost is not None:
+        lines.append(
+            f"{split}: a decision costs {figure_text(scores.cost)} on average; by the most probable class, "
+            f"{figure_text(scores.usual_cost)}"
+        )
+    return lines

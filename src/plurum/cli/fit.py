@@ -119,7 +119,7 @@ def _cells(scores: Scores) -> tuple[str, str]:
 def _lines(report: FitReport) -> list[str]:
     """Return the results that the table does not contain."""
     from plurum.training.fitting.outliers import outlier_lines
-    from plurum.training.fitting.point_text import point_lines
+    from plurum.training.fitting.report import point_lines
 
     ensemble = report.ensemble
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0

@@ -36,7 +36,7 @@ from plurum.cli.train import train
 from plurum.cli.tune import tune
 from plurum.cli.ui import ui
 from plurum.errors import PlurumError, SettingsError
-from plurum.telemetry import forbid_telemetry
+from plurum.onnx_graphs.telemetry import forbid_telemetry
 
 __all__ = ["app", "run"]
 

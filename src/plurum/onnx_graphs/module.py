@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plurum.errors import needs_extra
-from plurum.telemetry import import_onnxruntime
+from plurum.onnx_graphs.telemetry import import_onnxruntime
 
 __all__ = ["OnnxModel", "session_of"]
 

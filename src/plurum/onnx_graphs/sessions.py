@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import needs_extra
+from plurum.onnx_graphs.telemetry import import_onnxruntime
 from plurum.spec import INPUT_PIXELS
-from plurum.telemetry import import_onnxruntime
 
 __all__ = ["GraphRunner", "Tensors", "onnx_session", "onnx_stage", "openvino_stage"]
 

@@ -9,12 +9,11 @@ import pytest
 
 from plurum.client.bulk.listing import listing_from_names
 from plurum.errors import DataError
-from plurum.remote_data import fetch_data
+from plurum.manifests import fetch_data
 from plurum.training.data.sources import load_data
 from plurum.training.data.unlabelled import find_unlabelled_images
 from tests.cli.command_line import CommandLine
-from tests.remote.conftest import IMAGES
-from tests.remote.s3_server import S3Server
+from tests.remote.s3_server import IMAGES, S3Server
 
 pytest.importorskip("s3fs")
 

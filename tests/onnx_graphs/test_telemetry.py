@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from plurum.onnx_graphs.telemetry import forbid_telemetry
 from plurum.serving import Server
 from plurum.serving.installation import find_triton, lay_out
-from plurum.telemetry import forbid_telemetry
 from tests.serving.servers import triton_of
 
 
@@ -26,7 +26,7 @@ def left_by(folder: Path, *command: str) -> list[Path]:
 @pytest.mark.parametrize(
     "code",
     [
-        "from plurum.telemetry import import_onnxruntime; import_onnxruntime()",
+        "from plurum.onnx_graphs.telemetry import import_onnxruntime; import_onnxruntime()",
         "import plurum.export.graphs.runtimes",
         "import plurum.benchmarks.tools.local",
     ],
