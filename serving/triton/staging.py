@@ -84,8 +84,8 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
         MetadataError: its `ensemble.json` is broken.
         RepositoryError: `repository` is not a model repository, or a config in it can't be read.
     """
-    configs = _read_configs(repository)
     folder.mkdir(exist_ok=True)
+    configs = _read_configs(repository)
     for other in repository.iterdir():
         if other.is_file() and not tag:
             (folder / other.name).symlink_to(other.resolve())
