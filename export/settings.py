@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plurum.conventions import OPSET
-from plurum.settings.options import NOT_AN_OPTION, Settings
+from plurum.settings.options import NOT_AN_OPTION, Option, Settings
 
 __all__ = [
     "BUDGETS",
@@ -18,6 +18,7 @@ __all__ = [
     "Budget",
     "Execution",
     "ExportSettings",
+    "Form",
     "Precision",
     "Target",
 ]
@@ -25,6 +26,7 @@ __all__ = [
 Target = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+Form = Literal["fused", "chain"]
 
 
 class Execution(NamedTuple):
@@ -95,7 +97,9 @@ class ExportSettings(Settings):
         precision: Precision of all members: fp32, bf16 or int8 on a CPU, fp32 or fp16 on a GPU. `auto` chooses per
             member: on CPUs the fastest that passes, on GPUs FP16 where it passes. `int8` takes the faster of its two
             forms.
-        fused: If True, add the model ensemble_fused: members and vote in one graph.
+        form: `fused` serves members and vote as one graph, `chain` a model for each. By default, `fused` on a CPU if no
+            member is bf16, else `chain`.
+        fused: If True, a repository of the form `chain` has ensemble_fused, too: members and vote in one graph.
         without_promise: If True, export without the promise of `plurum fit` on the review risk, and do not certify it.
         without_cascade: If True, export without the cascade of `plurum fit`: all members run for each image.
         max_batch_size: Largest batch that the server accepts or forms, 1 to 1024.
@@ -107,7 +111,8 @@ class ExportSettings(Settings):
 
     target: Target = "cpu"
     precision: Precision | Literal["auto"] = "fp32"
-    fused: bool = False
+    form: Form | None = None
+    fused: Annotated[bool, Option(is_hidden=True)] = False
     without_promise: bool = False
     without_cascade: bool = False
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16

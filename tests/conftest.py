@@ -66,10 +66,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model repository of the run, shared by all tests and read-only."""
+    """Model repository of the run in the form of a chain, shared by all tests and read-only."""
     from plurum.export import ExportSettings, repository_from_run
 
-    settings = ExportSettings(max_batch_size=8)
+    settings = ExportSettings(max_batch_size=8, form="chain")
     return build_once(tmp_path_factory, "model_repository", lambda out: repository_from_run(run, out, settings))
 
 
@@ -80,7 +80,11 @@ def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ensemble = read_ensemble(repository / "ensemble.json")
     graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
-    return build_once(tmp_path_factory, "fused", lambda out: repository_from_onnx(ensemble, graphs, out, 8, fused=True))
+
+    def write(out: Path) -> None:
+        repository_from_onnx(ensemble, graphs, out, 8, form="chain", fused=True)
+
+    return build_once(tmp_path_factory, "fused", write)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +117,7 @@ def detecting_repository(detected: Run, tmp_path_factory: pytest.TempPathFactory
     """FP32 repository of the run whose members all have a detector, with `ensemble_fused`."""
     from plurum.export import ExportSettings, repository_from_run
 
-    settings = ExportSettings(max_batch_size=8, fused=True)
+    settings = ExportSettings(max_batch_size=8, form="chain", fused=True)
     return build_once(tmp_path_factory, "detecting", lambda out: repository_from_run(detected, out, settings))
 
 
@@ -128,7 +132,7 @@ def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFacto
     anything = Budget(
         max_difference=1, flips=1, accuracy_loss=1, nll_increase=9, ece_increase=1, review_flips=1, outlier_change=0.15
     )
-    settings = ExportSettings(max_batch_size=8, fused=True, precision="int8", budgets={"int8": anything})
+    settings = ExportSettings(max_batch_size=8, form="chain", fused=True, precision="int8", budgets={"int8": anything})
 
     def build(backend: Backend) -> Path:
         def export(out: Path) -> None:

@@ -150,7 +150,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("case")
     ensemble, repository = run.ensemble(), folder / "repository"
     served = int8_of(graphs, run, folder) if precision == "int8" else graphs
-    repository_from_onnx(ensemble, served, repository, BATCH, fused=True)
+    repository_from_onnx(ensemble, served, repository, BATCH, form="chain", fused=True)
     ensemble = read_ensemble(repository / "ensemble.json")
     test = run.table().rows("test")
     rows = test[choose(verdict_of(repository, ensemble, np.array(run.pixels()[test])))]

@@ -47,7 +47,7 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("python", "extras", "there", "absent"),
     [
         ("3.14", ["client"], {"tritonclient"}, {"torch", "onnxruntime", "nvidia-pytriton", "pandas"}),
-        ("3.14", ["serving", "gateway"], {"tritonclient", "starlette"}, {"torch", "onnxruntime", "nvidia-pytriton"}),
+        ("3.14", ["serving", "gateway"], {"tritonclient", "starlette", "openvino"}, {"torch", "onnxruntime"}),
         ("3.14", ["export", "serving", "gpu"], {"onnxruntime-gpu", "tensorrt"}, {"onnxruntime", "nvidia-pytriton"}),
         ("3.14", ["all", "embedded"], {"torch", "onnxruntime", "openvino"}, {"onnxruntime-gpu", "nvidia-pytriton"}),
         ("3.10", ["all", "embedded"], {"torch", "onnxruntime", "openvino", "nvidia-pytriton"}, {"onnxruntime-gpu"}),

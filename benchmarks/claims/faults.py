@@ -37,6 +37,7 @@ from plurum.benchmarks.tools.servers import PlurumProcess, roles_of, triton_of
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.triton.leftovers import SHARED_MEMORY
 from plurum.serving.triton.processes import ServerProcesses
+from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
 
 __all__ = ["FAULTS", "FaultyServer", "Round", "faults"]
@@ -104,6 +105,16 @@ class Round:
     answered: int
     failed: int
     longest_s: float
+
+
+def _check_is_chain(repository: Path) -> None:
+    """Check that the ensemble votes in the voter, into which faults are planted.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if "voter" not in {step.model_name for step in read_config(repository / "ensemble").ensemble_scheduling.step}:
+        raise SettingsError(f"--repository: expected a chain, got {repository}. Export it with --form chain.")
 
 
 class FaultyServer(PlurumProcess):
@@ -220,7 +231,8 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
     if unknown := sorted(set(fault) - set(FAULTS)):
         raise SettingsError(f"--fault: expected one of {', '.join(FAULTS)}, got {unknown[0]!r}.")
     with command.measurement("members") as (say, state), tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder:
-        served = repository or random_repository(work, arch, size, 16, say)
+        served = repository or random_repository(work, arch, size, 16, say, form="chain")
+        _check_is_chain(served)
         with FaultyServer(served, Path(folder)) as server:
             plan = [(number, name) for number in range(rounds) for name in fault or FAULTS]
             # Memory settles under load before the first fault.

@@ -22,7 +22,7 @@ import shutil
 import statistics
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from tritonclient.grpc import model_config_pb2 as pb
@@ -34,8 +34,10 @@ from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tools.turns import in_turns
 from plurum.export.repository.configs import FUSED, text_of
+from plurum.export.settings import Backend
 from plurum.serving import usable_cores
 from plurum.serving.triton.staging import read_config
+from plurum.spec import read_ensemble
 
 __all__ = ["fused"]
 
@@ -50,20 +52,20 @@ def fused(
     size: command.ImageSize = 224,
     clients: Annotated[list[int], typer.Option(min=1, help="Clients at the same time; repeat for several.")] = _CLIENTS,
     backend: Annotated[
-        str, typer.Option(help="Library that computes the fused graph: onnxruntime or openvino.")
-    ] = "onnxruntime",
+        Literal["onnxruntime", "openvino"], typer.Option(help="Library that computes the fused graph.")
+    ] = "openvino",
     rounds: command.Rounds = 5,
     seconds: command.Seconds = 6.0,
 ) -> None:
     """Measure each way: a table on standard error, one line of JSON on standard output."""
     with command.measurement("members") as (say, state), ExitStack() as stack:
-        repository = random_repository(work, arch, size, 16, say, fused=True)
+        repository = _repository(random_repository(work, arch, size, 16, say), work / "both", backend)
         urls = {}
         for number, way in enumerate((_CHAIN, _FUSED, _EACH, _ALL)):
             say(f"starting the server of: {way}")
             folder = work / f"way_{number}"
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            _write_way(repository, folder, way, backend)
+            _write_way(repository, folder, way)
             urls[way] = stack.enter_context(server_of(folder)).urls.grpc
         pixels, found = random_pixels(size, size), dict[tuple[str, int], list[LoadFigures]]()
         cases = [(way, number) for number in clients for way in urls]
@@ -99,12 +101,21 @@ def _model_of(way: str) -> str:
     return "ensemble_pixels" if way == _CHAIN else "ensemble_fused"
 
 
-def _write_way(repository: Path, folder: Path, way: str, backend: str) -> None:
+def _repository(plain: Path, folder: Path, backend: Backend) -> Path:
+    """Write a repository of the same members that has the chain and the fused graph; return its folder."""
+    from plurum.export import repository_from_onnx
+
+    ensemble = read_ensemble(plain / "ensemble.json")
+    graphs = {member.name: plain / member.name / "1" / "model.onnx" for member in ensemble.members}
+    repository_from_onnx(ensemble, graphs, folder, 16, form="chain", fused=True, backend=backend)
+    return folder
+
+
+def _write_way(repository: Path, folder: Path, way: str) -> None:
     """Write the repository of one way, without the models that it does not use."""
     shutil.rmtree(folder, ignore_errors=True)
     only_fused = {"ensemble_fused", FUSED, "labels"}
     config = read_config(repository / FUSED)
-    config.backend = backend
     cores = usable_cores()
     if way == _ALL:
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)

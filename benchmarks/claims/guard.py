@@ -122,7 +122,7 @@ def guard(
 
 def guarded_repository(work: Path, progress: command.Say = lambda _: None) -> Path:
     """Return the repository to measure, exported once into `work`."""
-    return random_repository(work, command.TINY_ARCHS, _SIZE, 16, progress)
+    return random_repository(work, command.TINY_ARCHS, _SIZE, 16, progress, form="chain")
 
 
 def judge(measure: Callable[[], Ratios], limits: Ratios) -> tuple[list[Ratios], list[str]]:

@@ -70,7 +70,7 @@ def metrics_cost(
 ) -> None:
     """Measure the cost of counting: a table on standard error, one line of JSON on standard output."""
     with command.measurement("members") as (say, state):
-        repository = random_repository(work, arch, size, 16, say)
+        repository = random_repository(work, arch, size, 16, say, form="chain")
         off = without_metrics(repository, work / "model_repository_without_metrics")
         say("starting two servers")
         with server_of(repository) as one, server_of(off) as other:

@@ -253,7 +253,7 @@ def _decode_s(images: Sequence[bytes], spec: ImageSpec) -> float:
 def _tuned(work: Path, archs: Sequence[str], size: int, progress: command.Say) -> Path:
     out = work / "tuned"
     if not (out / "tuning.json").is_file():
-        repository = random_repository(work, archs, size, 16, progress, fused=True)
+        repository = random_repository(work, archs, size, 16, progress)
         tune(repository, out, None, TuneSettings(), progress)
     return out
 

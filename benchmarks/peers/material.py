@@ -53,7 +53,7 @@ def material_of(
     """
     from safetensors.torch import save_file
 
-    graphs = random_repository(work, archs, size, 16, progress, fused=True)
+    graphs = random_repository(work, archs, size, 16, progress)
     ensemble = read_ensemble(graphs / "ensemble.json")
     for arch in archs:
         path = work / "weights" / f"{arch}.safetensors"

@@ -53,7 +53,7 @@ def trained_material(
     run = run_with_mean_vote(trained_run(work, archs, size, 1 if quick else _EPOCHS), work / "mean")
     ensemble = run.ensemble()
     graphs = work / "model_repository"
-    repository_from_run(run, graphs, ExportSettings(fused=True), progress)
+    repository_from_run(run, graphs, ExportSettings(), progress)
     for member in ensemble.members:
         with atomic_file(work / "weights" / f"{member.arch}.safetensors") as hidden:
             save_file(model_from_checkpoint(member, run.checkpoint(member)).state_dict(), hidden)

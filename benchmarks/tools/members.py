@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import needs_extra
+from plurum.export.settings import Backend, Form
 from plurum.files import sha256_of
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting
 
@@ -25,7 +27,7 @@ def random_repository(
     max_batch_size: int,
     progress: Callable[[str], None],
     *,
-    fused: bool = False,
+    form: Form = "fused",
     classes: int = 2,
 ) -> Path:
     """Return a model repository of `archs` with random weights under `work`, FP32, exported once.
@@ -36,7 +38,7 @@ def random_repository(
         size: Height and width of the images, pixels.
         max_batch_size: Largest batch of the repository, images.
         progress: Receives one line about each step.
-        fused: If True, the repository also has `ensemble_fused`.
+        form: Form of `ensemble` and `ensemble_pixels`.
         classes: Number of classes.
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
@@ -61,7 +63,9 @@ def random_repository(
         scores={},
     )
     out = work / "model_repository"
-    repository_from_onnx(ensemble, graphs, out, max_batch_size, fused=fused)
+    # As `plurum export` chooses for FP32.
+    backend: Backend = "onnxruntime" if importlib.util.find_spec("openvino") is None else "openvino"
+    repository_from_onnx(ensemble, graphs, out, max_batch_size, form=form, backend=backend)
     return out
 
 

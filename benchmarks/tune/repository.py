@@ -65,6 +65,11 @@ class Artefacts:
         return ("chain", "fused") if FUSED in self.configs and "ensemble_fused" in self.configs else ("chain",)
 
     @property
+    def form(self) -> Form:
+        """Form that its ensembles have."""
+        return "fused" if _is_fused(self.configs["ensemble"]) else "chain"
+
+    @property
     def max_batch_size(self) -> int:
         """Largest number of images in one request."""
         return int(self.configs["ensemble"].max_batch_size)
@@ -81,6 +86,16 @@ class Artefacts:
     def fused_hashes(self) -> tuple[str | None, ...]:
         """SHA-256 of the graphs of the fused form; None where it has none."""
         return tuple(self.hashes.get(model) for model in self.graphs("fused"))
+
+    def batching(self, form: Form) -> Batching:
+        """Return the batching of the first graph of this form."""
+        config = self.configs[self.graphs(form)[0]]
+        stated = config.dynamic_batching
+        return Batching(
+            dynamic=config.HasField("dynamic_batching"),
+            preferred=tuple(stated.preferred_batch_size),
+            delay_us=stated.max_queue_delay_microseconds,
+        )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over configs and graphs."""
@@ -140,8 +155,8 @@ def _backend(config: Any) -> Backend:
 def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial: bool) -> None:
     """Fill the empty `folder` with a repository that serves `artefacts` as `variant` says.
 
-    Models that its form does not use stay available by their own names, with one instance each. For a trial they are
-    left out, and files are links.
+    Models that its form does not use stay in the folder, with one instance each, and `plurum serve` leaves members and
+    voter out. For a trial they are missing, and files are links.
 
     Args:
         artefacts: Repository to tune, or another export of its run.
@@ -214,13 +229,16 @@ def _tuned(name: str, config: Any, artefacts: Artefacts, variant: Variant) -> An
 
 def _chain(name: str, config: Any, artefacts: Artefacts, form: Form) -> Any:
     """Return the config of a public ensemble in this form; one that has it already stays as it is."""
-    fused = any(step.model_name == FUSED for step in config.ensemble_scheduling.step)
-    if fused == (form == "fused"):
+    if _is_fused(config) == (form == "fused"):
         return config
     ensemble, most, encoded = artefacts.ensemble, int(config.max_batch_size), _CHAINS[name]
     if form == "fused":
         return fused_ensemble_config(ensemble, most, name, encoded=encoded)
     return ensemble_config(name, ensemble, most, encoded=encoded)
+
+
+def _is_fused(config: Any) -> bool:
+    return any(step.model_name == FUSED for step in config.ensemble_scheduling.step)
 
 
 def _state(config: Any, placement: Placement) -> None:

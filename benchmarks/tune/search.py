@@ -6,12 +6,12 @@ as other work on the machine differs from one variant to the next.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tools.turns import in_turns
 from plurum.benchmarks.tune.repository import Artefacts, write_variant
 from plurum.benchmarks.tune.result import Final, Objective, Side, TuneTrial
-from plurum.benchmarks.tune.variant import AS_IS, Form, Variant
+from plurum.benchmarks.tune.variant import AS_IS, Form, Placement, Variant
 from plurum.errors import ServerError
 from plurum.files import write_text
 from plurum.serving import Server
@@ -105,7 +105,6 @@ class Search:
     ) -> None:
         self._artefacts, self._objective, self._images = artefacts, objective, images
         self._seconds, self._journal, self._folder, self._progress = seconds, journal, folder, progress
-        self._prepared: dict[str, list[bytes]] = {}
         self._references: dict[tuple[str, Form], npt.NDArray[np.float32]] = {}
         self._before: Server | None = None
 
@@ -183,11 +182,9 @@ class Search:
         """Return the fields of a trial that a measurement fills."""
         artefacts = self._artefacts[variant.artefacts]
         before, reference = self._original(), self._reference(artefacts, variant.form)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        write_variant(artefacts, variant, self._folder, trial=True)
+        self._write(artefacts, variant)
         with server_of(self._folder) as server:
-            found = self._probabilities(server, self._objective.model)
+            found = self._probabilities(server)
             difference = float(np.abs(found - reference).max())
             # True for NaN, too.
             if not difference <= _TOLERANCE:
@@ -212,23 +209,32 @@ class Search:
         return self._before
 
     def _reference(self, artefacts: Artefacts, form: Form) -> npt.NDArray[np.float32]:
-        """Return the probabilities of the export as written; export has checked chain and fused graph separately."""
+        """Return the probabilities of the export in this form, on the backends that export has checked."""
         key = (artefacts.name, form)
         if key not in self._references:
-            model = "ensemble_fused" if form == "fused" else self._objective.model
-            with nullcontext(self._original()) if artefacts.name == AS_IS else server_of(artefacts.path) as server:
-                self._references[key] = self._probabilities(server, model)
+            if artefacts.name == AS_IS and form == artefacts.form:
+                self._references[key] = self._probabilities(self._original())
+            else:
+                graphs = {
+                    one: Placement(backend=artefacts.backends[one][0], instances=1) for one in artefacts.graphs(form)
+                }
+                self._write(artefacts, Variant(artefacts=artefacts.name, form=form, graphs=graphs))
+                with server_of(self._folder) as server:
+                    self._references[key] = self._probabilities(server)
         return self._references[key]
 
-    def _probabilities(self, server: Server, model: str) -> npt.NDArray[np.float32]:
-        return member_probabilities(server.urls.grpc, self._requests(model))
+    def _write(self, artefacts: Artefacts, variant: Variant) -> None:
+        """Write a variant for a trial to the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        write_variant(artefacts, variant, self._folder, trial=True)
 
-    def _requests(self, model: str) -> list[bytes]:
-        """Return the requests for this model, prepared once."""
-        if model not in self._prepared:
-            spec = self._artefacts[AS_IS].ensemble.image
-            self._prepared[model] = requests_of(self._images, spec, model)
-        return self._prepared[model]
+    def _probabilities(self, server: Server) -> npt.NDArray[np.float32]:
+        return member_probabilities(server.urls.grpc, self._requests)
+
+    @functools.cached_property
+    def _requests(self) -> list[bytes]:
+        return requests_of(self._images, self._artefacts[AS_IS].ensemble.image, self._objective.model)
 
     def final(self, after: Path, turns: int, seconds: float) -> list[Final]:
         """Measure a repository and the original in turn, with both served at once.
@@ -247,7 +253,7 @@ class Search:
 
     def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[LoadFigures, ...]:
         """Return the figures of a server under each load, after a warm-up with the heaviest that does not count."""
-        url, requests = server.urls.grpc, self._requests(self._objective.model)
+        url, requests = server.urls.grpc, self._requests
         closed_loop(url, requests, max(clients), min(_WARM_UP_S, seconds))
         return tuple(closed_loop(url, requests, one, seconds) for one in clients)
 

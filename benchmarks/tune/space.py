@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from plurum.benchmarks.tune.repository import Artefacts
 from plurum.benchmarks.tune.variant import Backend, Batching, Form, Placement, Variant
 
-__all__ = ["batchings", "forms", "members", "precisions", "shapes"]
+__all__ = ["alternatives", "batchings", "forms", "members", "precisions", "shapes"]
 
 # More instances repeat the weights in memory for little gain; further cores go to threads.
 _MAX_INSTANCES = 16
@@ -21,6 +21,7 @@ _GPU_SHAPES = ((1, 1), (2, 1), (4, 1))
 _BATCHINGS = (
     Batching(),
     Batching(dynamic=False),
+    Batching(preferred=(1,)),
     Batching(preferred=(2,)),
     Batching(preferred=(4,)),
     Batching(preferred=(4, 8), delay_us=2000),
@@ -47,6 +48,16 @@ def forms(artefacts: Artefacts, cores: int, backends: Sequence[Backend]) -> list
                 variant = _variant(artefacts, form, instances, threads, backend)
                 found.setdefault(str(variant), variant)
     return list(found.values())
+
+
+def alternatives(own: Artefacts, cores: int, backends: Sequence[Backend]) -> list[Variant]:
+    """Return at most two other ways to serve `own` with one image per core: its other form, and its other backend."""
+    is_on_gpu = any("tensorrt" in known for known in own.backends.values())
+    instances, threads = _GPU_SHAPES[0] if is_on_gpu else shapes(cores)[0]
+    found = [_variant(own, form, instances, threads, None) for form in own.forms if form != own.form]
+    present = {own.backends[model][0] for model in own.graphs(own.form)}
+    others = {one for model in own.graphs(own.form) for one in own.backends[model] if one in backends} - present
+    return [*found, *(_variant(own, own.form, instances, threads, one) for one in others)]
 
 
 def precisions(best: Variant, own: Artefacts, others: Sequence[Artefacts], cores: int) -> list[Variant]:
@@ -97,4 +108,4 @@ def _variant(artefacts: Artefacts, form: Form, instances: int, threads: int, bac
         known = artefacts.backends[model]
         taken = backend if backend in known else known[0]
         graphs[model] = Placement(backend=taken, instances=instances, threads=threads)
-    return Variant(artefacts=artefacts.name, form=form, graphs=graphs)
+    return Variant(artefacts=artefacts.name, form=form, graphs=graphs, batching=artefacts.batching(form))

@@ -26,17 +26,28 @@ from plurum.run import Run
 from plurum.serving import usable_cores
 from plurum.settings.benchmarks import TuneSettings
 
-__all__ = ["exports_from_run", "tune"]
+__all__ = ["available_backends", "exports_from_run", "images_to_send", "objective_of", "tune"]
 
 _IMAGES = 8
 # The reference first; `auto` takes, member by member, the fastest that passes.
 _PRECISIONS = (*dict.fromkeys(one.precision for one in EXECUTIONS["cpu"]), "auto")
 
 
-def _objective(settings: TuneSettings, cores: int) -> Objective:
+def objective_of(settings: TuneSettings, cores: int) -> Objective:
+    """Return the objective that the settings state, or the usual one for so many cores."""
     usual = (4 * cores,) if settings.latency_ms is None else (1, cores, 2 * cores, 4 * cores)
     clients = tuple(sorted(set(settings.clients or usual)))
     return Objective(model=settings.model, clients=clients, latency_ms=settings.latency_ms)
+
+
+def images_to_send(own: Artefacts, settings: TuneSettings) -> list[bytes]:
+    """Return encoded images to measure with: those of the settings, else synthetic ones.
+
+    Raises:
+        SettingsError: The settings' folder has no image.
+    """
+    images = synthetic_images(own.ensemble.image) if settings.images is None else encoded_from_folder(settings.images)
+    return images[:_IMAGES]
 
 
 def tune(
@@ -75,10 +86,8 @@ def tune(
         raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
     # Before the load of this measurement.
     state = machine()
-    objective = _objective(settings, usable_cores())
-    encoded = (
-        synthetic_images(own.ensemble.image) if settings.images is None else encoded_from_folder(settings.images)
-    )[:_IMAGES]
+    objective = objective_of(settings, usable_cores())
+    encoded = images_to_send(own, settings)
     work = out.parent / f".{out.name}.tuning"
     others, notes = exports_from_run(run, own, work, progress) if run is not None else ([], [])
     notes += _untried(own)
@@ -89,7 +98,7 @@ def tune(
         Search(exports, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
         atomic_folder(out) as hidden,
     ):
-        best = _search(search, exports, usable_cores(), _backends())
+        best = _search(search, exports, usable_cores(), available_backends())
         write_variant(exports[best.artefacts], best, hidden, trial=False)
         finals = search.final(hidden, settings.turns, 2 * settings.seconds)
         gain = gain_of(finals, objective)
@@ -171,13 +180,14 @@ def _on_gpu(own: Artefacts) -> bool:
 def _untried(own: Artefacts) -> list[str]:
     notes = []
     if "fused" not in own.forms:
-        notes.append("the fused form was not tried: plurum export --fused adds it")
-    if "openvino" not in _backends() and not _on_gpu(own):
+        notes.append("the fused form was not tried: plurum export --form fused adds it")
+    if "openvino" not in available_backends() and not _on_gpu(own):
         notes.append("OpenVINO was not tried: it is not installed; pip install 'plurum[openvino]'")
     return notes
 
 
-def _backends() -> tuple[Backend, ...]:
+def available_backends() -> tuple[Backend, ...]:
+    """Return the backends that this machine can serve with on a CPU."""
     here: tuple[Backend, ...] = ("onnxruntime",)
     return (*here, "openvino") if importlib.util.find_spec("openvino") is not None else here
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from plurum.export.settings import Backend, Form
 from plurum.spec import Metadata
 
 __all__ = ["AS_IS", "Backend", "Batching", "Form", "Placement", "Variant"]
 
-Form = Literal["chain", "fused"]
-Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Count = Annotated[int, Field(ge=1)]
 
 # Name of the artefacts of the repository to tune.

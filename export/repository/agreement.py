@@ -44,8 +44,10 @@ def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, 
     configs = [
         member_config(member, most, has_novelty=has_novelty, decoded=ensemble.image) for member, has_novelty in members
     ]
-    configs += chain_configs(ensemble, most)
-    if not {FUSED, *stage_models(ensemble)}.isdisjoint(one.model for one in manifest.artefacts):
+    has_fused_graph = not {FUSED, *stage_models(ensemble)}.isdisjoint(one.model for one in manifest.artefacts)
+    # Inputs and outputs are the same in both forms.
+    configs += chain_configs(ensemble, most, "fused" if has_fused_graph else "chain")
+    if has_fused_graph:
         configs += fused_configs(ensemble, most, fused_backend(manifest))
     return {str(config.name): config for config in configs}
 

@@ -6,10 +6,10 @@ REPO/parity.json                        differences of each artefact, and of the
 REPO/model_card.md, model_card.json      data, members, figures, promises and limits of the ensemble
 REPO/export.json                        manifest of the export
 REPO/questions.json                     predictions for generated images, to check a release with
-REPO/{ensemble,ensemble_pixels}         Triton ensembles
+REPO/{ensemble,ensemble_pixels}         Triton ensembles of the chosen form
 REPO/{preprocess,voter}/1               Python models, each with the modules that it imports
 REPO/MEMBER/1/model.onnx                graph of each member
-REPO/{ensemble_fused,fused,labels}      with --fused or a cascade: one graph of members and vote, and its labels
+REPO/{ensemble_fused,fused,labels}      unless all form a chain: one graph of members and vote, its labels, its ensemble
 REPO/fused/1/stage_N.onnx               with a cascade: graphs of its stages, which all ensembles run
 REPO/{fused,stage_N}/1                  with a cascade for GPUs: a Python model, and the stages' models that it runs
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import CertificationError, MetadataError, RepositoryError, SettingsError
+from plurum.errors import CertificationError, MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
@@ -35,7 +35,7 @@ from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.cascade_certification import certify_served
 from plurum.export.repository.certification import ServedGraphs, certification_images, with_provisional_promise
-from plurum.export.repository.configs import stage_models
+from plurum.export.repository.forms import ServedForm, choose_form, without_unserved_cascade
 from plurum.export.repository.fusion import (
     artefacts_inside,
     fuse_choices,
@@ -56,7 +56,7 @@ from plurum.export.repository.selection import (
     select_evenly,
 )
 from plurum.export.scratch import scratch_folder
-from plurum.export.settings import BUDGETS, ExportSettings
+from plurum.export.settings import BUDGETS, Backend, ExportSettings, Form
 from plurum.files import atomic_folder
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
@@ -87,6 +87,7 @@ class ExportResult:
         unchanged: True if the repository was already up to date, so that nothing was done.
         parities: Parity of every artefact and of the vote.
         artefacts: Graphs in the repository.
+        form: Form in which the repository serves, and why.
         promise: Promise on the review risk that the repository states; None without one.
         cascade: Cascade that the repository serves; None without one.
     """
@@ -94,6 +95,7 @@ class ExportResult:
     unchanged: bool
     parities: tuple[Parity, ...]
     artefacts: tuple[PublishedGraph, ...]
+    form: ServedForm
     promise: ReviewPromise | None = None
     cascade: CascadeRule | None = None
 
@@ -171,13 +173,13 @@ def repository_from_models(
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
-        SettingsError: a member has the name of a stage's model.
+        SettingsError: the ensemble has a cascade, and the form is a chain or a member has the name of a stage's model.
     """
     check_output_folder(out)
     stated = ensemble
-    ensemble, settings = _with_chosen_form(ensemble, settings)
+    ensemble = without_unserved_cascade(ensemble, settings)
     if is_current(out, stated, settings):
-        former = _read_previous_export(out)
+        former = _read_previous_export(out, settings)
         update_card(out, card_from_repository(out, facts, former.artefacts, former.parities))
         return former
     sample = load_sample()
@@ -188,8 +190,9 @@ def repository_from_models(
         ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        tested, rule_of_fused = _with_references(ensemble, choices, sample, settings, progress)
-        backend = fused_backend(choices, settings) if settings.fused else None
+        form = choose_form(ensemble, settings, {name: one.precision for name, one in artefacts.items()})
+        tested, rule_of_fused = _with_references(ensemble, choices, sample, form, progress)
+        backend = fused_backend(choices, settings, sample.pixels) if form.has_fused_graph else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
         served = certify_served(tested, graphs, sample.certification, settings, progress)
         if served.outliers or served.rule != ensemble.rule:
@@ -197,24 +200,32 @@ def repository_from_models(
             vote = _parity_of_vote(served, choices, sample, settings, ensemble.rule.outliers)
             check_parity(vote)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
-        add_chain_models(served, hidden, out, settings.max_batch_size, artefacts)
+        add_chain_models(served, hidden, out, settings.max_batch_size, artefacts, form.name)
         parities = (*(choice.candidate.parity for choice in choices), vote)
-        if settings.fused:
-            progress("ensemble_fused: members and vote in one graph")
+        if backend is not None:
+            progress("fused graph: members and vote")
             originals = original_verdict(served.rule, choices, ensemble.rule.outliers)
-            fused, parity = fuse_choices(served, choices, (originals, sample), settings, hidden, rule_of_fused)
-            stages = stage_parities(ensemble, served, choices, sample, settings, hidden)
+            checked = (originals, sample)
+            fused, parity = fuse_choices(served, choices, checked, settings, hidden, backend, rule_of_fused)
+            stages = stage_parities(ensemble, served, choices, sample, settings, hidden, backend)
             published, parities = (*published, *fused), (*parities, parity, *stages)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(hidden, card_from_repository(hidden, facts, published, parities))
         write_manifest(hidden, stated, settings, published)
-    return ExportResult(False, parities, published, served.promise, served.cascade)
+    return ExportResult(False, parities, published, form, served.promise, served.cascade)
 
 
 def repository_from_onnx(
-    ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16, *, fused: bool = False
+    ensemble: Ensemble,
+    graphs: Mapping[str, Path],
+    out: Path,
+    max_batch_size: int = 16,
+    *,
+    form: Form = "fused",
+    fused: bool = False,
+    backend: Backend = "onnxruntime",
 ) -> None:
     """Write a repository of existing graphs to `out` atomically, without checking the graphs.
 
@@ -226,29 +237,32 @@ def repository_from_onnx(
             outlier test has a detector. The reference stays as the metadata state it.
         out: New or empty folder, or a Plurum repository.
         max_batch_size: Largest batch of every model.
-        fused: If True, add `ensemble_fused`, as a cascade always does.
+        form: Form of `ensemble` and `ensemble_pixels`; a cascade is always fused.
+        fused: If True, a chain has `ensemble_fused`, too.
+        backend: Backend of the fused graph; ONNX Runtime serves the members.
 
     Raises:
         OutputError: `out` holds other files or can't be written.
     """
     check_output_folder(out)
     ensemble = with_provisional_promise(ensemble)
-    fused = fused or ensemble.cascade is not None
+    if ensemble.cascade is not None:
+        form = "fused"
     with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
-        add_chain_models(ensemble, hidden, out, max_batch_size, {})
-        if fused:
+        add_chain_models(ensemble, hidden, out, max_batch_size, {}, form)
+        if fused or form == "fused":
             files_of_members = [graphs[member.name] for member in ensemble.members]
-            add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
+            add_fused_models(ensemble, files_of_members, hidden, max_batch_size, backend)
 
 
 def _with_references(
     ensemble: Ensemble,
     choices: list[MemberChoice],
     sample: ParitySample,
-    settings: ExportSettings,
+    form: ServedForm,
     progress: Callable[[str], None],
 ) -> tuple[Ensemble, OutlierRule | None]:
     """Return the ensemble with the outlier references of its graphs, and the fused graph's rule if it has its own."""
@@ -257,28 +271,10 @@ def _with_references(
         return with_served_reference(ensemble, artefacts_inside(choices), sample.reference, progress), None
     artefacts = [choice.candidate.artefact for choice in choices]
     tested = with_served_reference(ensemble, artefacts, sample.reference, progress)
-    return tested, fused_rule(tested, choices, sample, progress) if settings.fused else None
+    return tested, fused_rule(tested, choices, sample, progress) if form.has_fused_graph else None
 
 
-def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ensemble, ExportSettings]:
-    """Return the ensemble without a cascade that is not to be served, and the settings; a cascade needs fused graphs.
-
-    Raises:
-        SettingsError: a member has the name of a stage's model.
-    """
-    if ensemble.cascade is None or settings.without_cascade:
-        return ensemble.with_cascade(None), settings
-    if settings.target == "gpu" and (
-        taken := {one.name for one in ensemble.members}.intersection(stage_models(ensemble))
-    ):
-        raise SettingsError(
-            f"--target: expected cpu for a cascade with a member named {min(taken)}, got gpu. "
-            f"Give --without-cascade, or train the member under another name."
-        )
-    return ensemble, settings.model_copy(update={"fused": True})
-
-
-def _read_previous_export(out: Path) -> ExportResult:
+def _read_previous_export(out: Path, settings: ExportSettings) -> ExportResult:
     path = out / "parity.json"
     try:
         report = json.loads(read_regular(path))
@@ -286,7 +282,9 @@ def _read_previous_export(out: Path) -> ExportResult:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
     served = read_ensemble(out / "ensemble.json")
-    return ExportResult(True, parities, read_manifest(out).artefacts, served.promise, served.cascade)
+    artefacts = read_manifest(out).artefacts
+    form = choose_form(served, settings, {one.model: one.precision for one in artefacts})
+    return ExportResult(True, parities, artefacts, form, served.promise, served.cascade)
 
 
 def sample_from_table(

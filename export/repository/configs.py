@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from plurum.export.settings import EXECUTIONS, Backend, Execution
+from plurum.export.settings import EXECUTIONS, Backend, Execution, Form
 from plurum.predictions.outputs import BEFORE, LEAVE, OUTPUTS, Output, graph_outputs
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, ImageSpec, Member
 
@@ -91,18 +91,17 @@ def member_config(
     return config
 
 
-def chain_configs(ensemble: Ensemble, max_batch_size: int) -> list[Any]:
+def chain_configs(ensemble: Ensemble, max_batch_size: int, form: Form) -> list[Any]:
     """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels.
 
-    With a cascade, these ensembles run its stages, and no ensemble uses the voter.
+    In the fused form, these ensembles run the fused graph, and no ensemble uses the voter.
     """
-    has_cascade = ensemble.cascade is not None
     return [
         _preprocess_config(ensemble, max_batch_size),
         _voter_config(ensemble, max_batch_size),
         *(
             fused_ensemble_config(ensemble, max_batch_size, name, encoded=encoded)
-            if has_cascade
+            if form == "fused"
             else ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
             for name, encoded in (("ensemble", True), ("ensemble_pixels", False))
         ),
@@ -162,8 +161,6 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 
 def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
     """Return the config of the fused graph: PIXELS → the outputs of the ensemble, with INDEX instead of LABEL.
-
-    `plurum tune` finds out whether it has a higher throughput than the chain.
 
     The parameter `stages` names the graphs of a cascade, which Plurum's backends run instead of `model.onnx`. Others
     ignore it, and run all members for each image. Where stages are models, it names these, and the fused model is a

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from plurum.export.graphs.fused import verdict_from_fused, verdict_from_outputs
-from plurum.export.graphs.runtimes import Artefact
+from plurum.export.graphs.runtimes import Artefact, openvino_runner
 from plurum.export.graphs.stages import outputs_of_stages
 from plurum.export.manifest import PublishedGraph
 from plurum.export.repository.configs import FUSED, LABELS, has_stage_models, stage_models, stage_paths
@@ -20,10 +23,16 @@ from plurum.export.repository.parity import Parity, check_parity, stack_novelty,
 from plurum.export.repository.selection import MemberChoice, ParitySample
 from plurum.export.settings import BUDGETS, Backend, Execution, ExportSettings, Precision
 from plurum.files import sha256_of
-from plurum.spec import Ensemble, OutlierRule
-from plurum.voting import Verdict, cascade_from_ensemble, decide
+from plurum.spec import LOGITS, Ensemble, OutlierRule
+from plurum.voting import Verdict, cascade_from_ensemble, decide, softmax
 
 __all__ = ["artefacts_inside", "fuse_choices", "fused_backend", "fused_rule", "published_from_file", "stage_parities"]
+
+
+_log = logging.getLogger(__name__)
+
+# Batches of four, two and one, which OpenVINO has compiled graphs for.
+_COMPARED = 7
 
 
 def published_from_file(
@@ -43,13 +52,40 @@ def published_from_file(
     )
 
 
-def fused_backend(choices: list[MemberChoice], settings: ExportSettings) -> Backend:
-    """Return the backend that serves the fused graph."""
+def fused_backend(choices: list[MemberChoice], settings: ExportSettings, pixels: npt.NDArray[np.uint8]) -> Backend:
+    """Return the backend that serves the fused graph.
+
+    OpenVINO computes FP32 members if it is installed, because it is usually faster, and if it computes each of them as
+    ONNX Runtime does. It does not know all operators of added ONNX graphs.
+
+    Args:
+        choices: Graphs of the members.
+        settings: Settings of the export.
+        pixels: Images of the choices' probabilities, uint8 `[images, height, width, 3]`.
+    """
     if settings.target == "gpu":
         return "tensorrt"
     # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
-    has_openvino = any(choice.taken == Execution("int8", "openvino") for choice in choices)
-    return "openvino" if has_openvino else "onnxruntime"
+    taken = {choice.taken for choice in choices}
+    if Execution("int8", "openvino") in taken:
+        return "openvino"
+    if Execution("int8", "onnxruntime") in taken or importlib.util.find_spec("openvino") is None:
+        return "onnxruntime"
+    return (
+        "openvino" if all(_openvino_agrees(choice, pixels, settings.tolerance) for choice in choices) else "onnxruntime"
+    )
+
+
+def _openvino_agrees(choice: MemberChoice, pixels: npt.NDArray[np.uint8], tolerance: float) -> bool:
+    """Return True if OpenVINO computes the member's FP32 graph as ONNX Runtime does."""
+    fp32 = next(iter(choice.candidates.values()))
+    some = np.array(pixels[:_COMPARED])
+    try:
+        (logits,) = openvino_runner(fp32.artefact.path, [LOGITS])(some)
+    except RuntimeError as error:
+        _log.warning("%s: ONNX Runtime serves the fused graph, because OpenVINO can't: %.200s", choice.member, error)
+        return False
+    return bool(np.abs(softmax(logits) - fp32.probabilities[: len(some)]).max() <= tolerance)
 
 
 def _precisions_inside(choices: list[MemberChoice]) -> list[Precision]:
@@ -84,9 +120,10 @@ def fuse_choices(
     checked: tuple[Verdict, ParitySample],
     settings: ExportSettings,
     repository: Path,
+    backend: Backend,
     rule: OutlierRule | None,
 ) -> tuple[list[PublishedGraph], Parity]:
-    """Add `ensemble_fused` to the repository; return its graphs and the parity of the whole vote.
+    """Add the fused graph to the repository; return its graphs and the parity of the whole vote.
 
     Args:
         ensemble: Ensemble that is served.
@@ -94,6 +131,7 @@ def fuse_choices(
         checked: Verdict of the PyTorch models, and the images that it is about.
         settings: Settings of the export.
         repository: The repository.
+        backend: Backend that serves the fused graph.
         rule: Outlier rule of the fused graph; None if it is the ensemble's.
 
     Raises:
@@ -101,7 +139,6 @@ def fuse_choices(
     """
     inside, (original, sample) = _precisions_inside(choices), checked
     graph_rule = ensemble.rule if rule is None else ensemble.with_outliers(rule).rule
-    backend = fused_backend(choices, settings)
     precision = max(inside, key=[*BUDGETS].index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = add_fused_models(ensemble, graphs, repository, settings.max_batch_size, backend, graph_rule)
@@ -150,6 +187,7 @@ def stage_parities(
     sample: ParitySample,
     settings: ExportSettings,
     repository: Path,
+    backend: Backend,
 ) -> list[Parity]:
     """Return the parity of each stage before the whole vote, over all images; none without a cascade.
 
@@ -160,6 +198,7 @@ def stage_parities(
         sample: Images to check on.
         settings: Settings of the export.
         repository: The repository, with the graphs of the stages.
+        backend: Backend that serves the stages.
 
     Raises:
         ParityError: a stage differs from PyTorch by more than its budget.
@@ -168,7 +207,6 @@ def stage_parities(
     if before is None or after is None:
         return []
     precision = max(_precisions_inside(choices), key=[*BUDGETS].index)
-    backend = fused_backend(choices, settings)
     outputs = outputs_of_stages(stage_paths(served, repository, backend), sample.pixels, backend)
     members = np.stack([choice.original for choice in choices], axis=1)
     novelty = stack_novelty([choice.original_novelty for choice in choices]) if fitted.outliers else None

@@ -25,7 +25,7 @@ from plurum.export.repository.configs import (
     stage_paths,
     text_of,
 )
-from plurum.export.settings import Backend, Precision
+from plurum.export.settings import Backend, Form, Precision
 from plurum.onnx_graphs.costs import multiply_adds
 from plurum.spec import Ensemble, write_metadata
 from plurum.voting import VotingRule, cascade_from_ensemble
@@ -107,7 +107,7 @@ def add_fused_models(
 
 
 def add_chain_models(
-    ensemble: Ensemble, folder: Path, former: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]
+    ensemble: Ensemble, folder: Path, former: Path, max_batch_size: int, artefacts: Mapping[str, Artefact], form: Form
 ) -> None:
     """Add everything except the graphs to `folder`, also `ensemble.json`; continue the audits of `former`.
 
@@ -117,12 +117,12 @@ def add_chain_models(
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
         config = member_config(member, max_batch_size, *made, has_novelty=has_novelty, decoded=ensemble.image)
-        if ensemble.cascade is not None and config.platform != "tensorrt_plan":
-            # No public model uses it: one instance takes the least memory.
+        if form == "fused" and config.platform != "tensorrt_plan":
+            # `plurum serve` leaves it out. For a Triton that someone else starts, one instance takes the least memory.
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         _avoid_long_batches(config, folder / member.name / "1" / "model.onnx")
         _write_model(folder, config, ensemble)
-    for config in chain_configs(ensemble, max_batch_size):
+    for config in chain_configs(ensemble, max_batch_size, form):
         _write_model(folder, config, ensemble)
     state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
     if ensemble.audit_rate is not None:

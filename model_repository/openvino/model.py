@@ -187,22 +187,29 @@ def _compile(file: Path, config: dict[str, Any], given: list[str], threads: str)
         present = [name for port in model.inputs for name in port.names]
         # Later stages of a cascade also take what the stage before has made.
         check_names("input", given, [name for name in present if not name.endswith("_BEFORE")])
-        return _by_size(core, model, options, config["max_batch_size"])
+        return _by_size(core, model, options, _batch_sizes(config))
     except pb_utils.TritonModelException:
         raise
     except Exception as error:
         raise pb_utils.TritonModelException(f"OpenVINO can't load {file.name}: {error}") from error
 
 
-def _by_size(core: Any, model: Any, options: dict[str, Any], most: int) -> dict[int, Any]:
+def _batch_sizes(config: dict[str, Any]) -> tuple[int, ...]:
+    """Return the batch sizes to compile a graph for, largest first; none for a model without batches."""
+    preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
+    # A graph that takes one request at a time takes so long that batches gain nothing.
+    sizes = (1,) if preferred == [1] else _BATCH_SIZES
+    return tuple(size for size in sizes if size <= config["max_batch_size"])
+
+
+def _by_size(core: Any, model: Any, options: dict[str, Any], sizes: tuple[int, ...]) -> dict[int, Any]:
     """Return the compiled graphs by batch size, largest first; a model without batches has one entry."""
-    if not most:
+    if not sizes:
         return {1: core.compile_model(model, "CPU", options)}
     models = {}
-    for size in _BATCH_SIZES:
-        if size <= most:
-            model.reshape({port: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
-            models[size] = core.compile_model(model, "CPU", options)
+    for size in sizes:
+        model.reshape({port: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
+        models[size] = core.compile_model(model, "CPU", options)
     return models
 
 

@@ -1,7 +1,7 @@
 """Stage a repository for Triton: link to its models, and complete their configs for this machine.
 
-Values stated in a `config.pbtxt` are kept. Missing values (the numbers of instances and threads) follow from the
-number of cores. The repository itself is never written to.
+Members and voter that no ensemble uses are left out. Values stated in a `config.pbtxt` are kept. Missing values (the
+numbers of instances and threads) follow from the number of cores. The repository itself is never written to.
 
 Every member gets as many one-thread instances as there are cores, although the members then compete for them. With
 resnet18, efficientnet_b0 and densenet121 on two cores, this gave the highest throughput. Slower were one instance of
@@ -29,7 +29,7 @@ from plurum.onnx_graphs import stages
 from plurum.repository.configs import read_config
 from plurum.repository.listing import model_folders
 from plurum.serving.triton.settings import ReleaseTrial
-from plurum.spec import version_from_release
+from plurum.spec import read_ensemble, version_from_release
 
 __all__ = ["StagedRepository", "are_complete", "complete_config", "read_config", "stage"]
 
@@ -37,6 +37,7 @@ _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[2] / "model_repository"
 # Names that export gives the steps of a fused ensemble.
 _FUSED, _LABELS = "fused", "labels"
+_VOTER = "voter"
 _FRONT = _MODELS / "trial" / "model.py"
 _BACKENDS = Path(__file__).parents[1] / "backends"
 _OPENVINO = (
@@ -63,7 +64,7 @@ def are_complete(configs: list[Any]) -> bool:
 
 
 def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: str = "") -> list[Any]:
-    """Stage `repository` in `folder` and return its configs, each with its model's name.
+    """Stage `repository` in `folder` and return the staged configs, each with its model's name.
 
     Args:
         repository: Model repository.
@@ -73,14 +74,14 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
         tag: Tag of the release, appended to its models' names so that several releases can be loaded; empty for none.
 
     Raises:
+        MetadataError: its `ensemble.json` is broken.
         RepositoryError: `repository` is not a model repository, or a config in it can't be read.
     """
-    models = model_folders(repository)
     folder.mkdir(exist_ok=True)
+    configs = _read_configs(repository)
     for other in repository.iterdir():
         if other.is_file() and not tag:
             (folder / other.name).symlink_to(other.resolve())
-    configs = {model: read_config(model) for model in models}
     labels = _fold_labels(repository, {model.name: config for model, config in configs.items()})
     if labels is not None:
         del configs[repository / _LABELS]
@@ -100,6 +101,21 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
             _use_openvino_model(staged, config, labels if model.name == _FUSED else None)
         _write_config(staged, config)
     return list(configs.values())
+
+
+def _read_configs(repository: Path) -> dict[Path, Any]:
+    """Return the configs of the models that a server needs, by folder.
+
+    Members and voter that no ensemble has as a step are left out. With a fused graph they are there for `plurum tune`
+    and `plurum doctor`; a server would only spend memory on them.
+    """
+    configs = {model: read_config(model) for model in model_folders(repository)}
+    steps = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
+    metadata = repository / "ensemble.json"
+    if not steps or not metadata.is_file():
+        return configs
+    unused = {_VOTER, *(member.name for member in read_ensemble(metadata).members)} - steps
+    return {model: config for model, config in configs.items() if model.name not in unused}
 
 
 def complete_config(config: Any, cores: int, *, cpu_only: bool) -> None:

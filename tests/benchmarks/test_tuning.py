@@ -265,7 +265,9 @@ def test_the_pages_commands_can_be_given_and_its_picture_is_there() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for picture in re.findall(r"\((images/.*?\.png)\)", text):
         assert (PAGE.parent / picture).is_file()
-    (words,) = (shlex.split(command) for command in re.findall(r"```sh\n(plurum .*?)\n```", text, flags=re.DOTALL))
-    # Parsed, not run.
-    context = get_command(app).make_context(words[0], words[1:])
-    get_command(app).get_command(context, "tune").make_context("tune", words[2:])  # type: ignore[attr-defined]
+    commands = [shlex.split(command) for command in re.findall(r"```sh\n(plurum .*?)\n```", text, flags=re.DOTALL)]
+    assert ["--check" in words for words in commands] == [False, True]
+    for words in commands:
+        # Parsed, not run.
+        context = get_command(app).make_context(words[0], words[1:])
+        get_command(app).get_command(context, "tune").make_context("tune", words[2:])  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ def write_stage_models(ensemble: Ensemble, graphs: Mapping[str, Path], folder: P
     for name, graph in graphs.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").write_bytes(graph.read_bytes())
-    add_chain_models(ensemble, folder, folder, 8, {})
+    add_chain_models(ensemble, folder, folder, 8, {}, "fused")
     add_fused_models(ensemble, [graphs[member.name] for member in ensemble.members], folder, 8, "tensorrt")
     return run_on_cpu(folder)
 

@@ -16,10 +16,11 @@ import pytest
 from plurum.benchmarks.claims.tune_efficiency import efficiency
 from plurum.benchmarks.tools.load import Protocol, closed_loop, member_probabilities, open_loop, requests_of
 from plurum.benchmarks.tools.requests import synthetic_images
+from plurum.benchmarks.tune import check, tuning
 from plurum.benchmarks.tune import space as tuning_space
-from plurum.benchmarks.tune import tuning
+from plurum.benchmarks.tune.check import TuneCheck
 from plurum.benchmarks.tune.repository import read_artefacts
-from plurum.benchmarks.tune.result import TuneResult
+from plurum.benchmarks.tune.result import Gain, TuneResult
 from plurum.benchmarks.tune.variant import AS_IS, Batching
 from plurum.errors import ServerError
 from plurum.run import Run
@@ -34,7 +35,7 @@ def test_a_repository_is_tuned_and_can_be_served(
     fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine
 ) -> None:
     # As few servers as needed to run all stages.
-    monkeypatch.setattr(tuning, "_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(tuning, "available_backends", lambda: ("onnxruntime",))
     monkeypatch.setattr(tuning_space, "shapes", lambda _: [(1, 1)])
     monkeypatch.setattr(tuning_space, "_BATCHINGS", (Batching(),))
     # Turns this short measure noise.
@@ -60,6 +61,40 @@ def test_a_repository_is_tuned_and_can_be_served(
         "tuning.csv",
         "tuning.png",
     }
+
+
+@pytest.mark.triton
+def test_a_check_measures_alternatives_and_writes_nothing(
+    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine
+) -> None:
+    monkeypatch.setattr(check, "available_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(tuning_space, "shapes", lambda _: [(1, 1)])
+    monkeypatch.chdir(tmp_path)
+    short = ("--seconds", "0.2", "--turns", "2", "--clients", "2", "--json")
+    found = TuneCheck.model_validate_json(plurum.said("tune", fused, "--check", *short))
+    (other,) = found.alternatives
+    assert str(other.variant).startswith("fused, 1 x 1 ")
+    assert other.gain.ratio > 0
+    assert other.gain.low is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (Gain(ratio=1.05, low=1.03, high=1.07), "worth it: fused, "),
+        (Gain(ratio=1.05, low=0.98, high=1.12), "not worth it: fused, "),
+        (Gain(ratio=1.01, low=1.005, high=1.015), "not worth it: fused, "),
+        # A single turn has no interval.
+        (Gain(ratio=1.5), "not worth it: fused, "),
+    ],
+)
+def test_a_check_needs_a_significant_gain(
+    gain: Gain, said: str, fused: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine
+) -> None:
+    monkeypatch.setattr(check, "available_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(check, "_gains", lambda *_: [gain])
+    assert plurum.said("tune", fused, "--check").startswith(said)
 
 
 @pytest.mark.triton
@@ -125,6 +160,8 @@ def test_served_rates_are_compared_with_the_hardwares_limit(repository: Path) ->
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
         (("REPO", "--out", "out", "--images", "precious"), "precious"),
         (("REPO", "--out", "out", "--run", "absent"), "absent"),
+        (("REPO",), "--out, --check: expected either --out TUNED, or --check without --out and --run"),
+        (("REPO", "--check", "--out", "out"), "--out, --check: expected either"),
     ],
 )
 def test_wrong_use_is_one_line(

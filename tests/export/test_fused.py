@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,7 +146,7 @@ def fused_repository(run: Run, repository: Path, tmp_path_factory: pytest.TempPa
     with pytest.MonkeyPatch.context() as patch:
         # Tracing the members is slow.
         patch.setattr(selection, "onnx_from_model", copied)
-        exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, fused=True))
+        exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, form="chain", fused=True))
     assert [parity.subject for parity in exported.parities][-1] == "ensemble_fused"
     assert exported.parities[-1].max_difference <= 1e-4
     return out
@@ -176,7 +177,7 @@ def fused_server(
     repository = tmp_path_factory.mktemp("served") / "model_repository"
     shutil.copytree(fused_repository, repository)
     config = repository / "fused" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "onnxruntime"', f'backend: "{request.param}"')
+    text = re.sub('backend: "[a-z]+"', f'backend: "{request.param}"', config.read_text(encoding="utf-8"))
     config.write_text(text.replace("count: 1", "count: 2"), encoding="utf-8")
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         assert ("labels" in server.stubs().values()) == (request.param == "onnxruntime")

@@ -20,7 +20,7 @@ from plurum.files import sha256_of
 from plurum.repository.listing import ListingDifferences, check_exported, differences_from, listing_of
 from plurum.run import Run
 
-SETTINGS = ExportSettings(max_batch_size=8)
+SETTINGS = ExportSettings(max_batch_size=8, form="chain")
 
 
 def errors(repository: Path) -> dict[str, str]:

@@ -41,7 +41,7 @@ from tests.cli.command_line import CommandLine
 from tests.sample_runs.decided_run import add_column, build_decided_run
 from tests.sample_runs.site_images import write_site
 
-SETTINGS = ExportSettings(max_batch_size=8)
+SETTINGS = ExportSettings(max_batch_size=8, form="chain")
 USE = {"purpose": "Triage of <b>clots</b>", "out_of_scope": ["Children", "Other | scanners"], "contact": "a@b.example"}
 HOSTILE = r"""
 <script>alert(1)</script>

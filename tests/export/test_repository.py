@@ -105,16 +105,16 @@ def test_parity_is_measured_on_real_validation_images(repository: Path) -> None:
 def test_a_second_export_of_the_same_has_nothing_to_do(run: Run, repository: Path) -> None:
     graph = repository / "resnet10t" / "1" / "model.onnx"
     made = graph.stat().st_mtime_ns
-    exported = repository_from_run(run, repository, ExportSettings(max_batch_size=8))
+    exported = repository_from_run(run, repository, ExportSettings(max_batch_size=8, form="chain"))
     assert exported.unchanged
     assert graph.stat().st_mtime_ns == made
     assert [parity.subject for parity in exported.parities] == ["resnet10t", "regnetx_002", "vote"]
 
 
 def test_a_changed_setting_vote_or_graph_requires_a_new_export(run: Run, repository: Path, tmp_path: Path) -> None:
-    ensemble, settings = run.ensemble(), ExportSettings(max_batch_size=8)
+    ensemble, settings = run.ensemble(), ExportSettings(max_batch_size=8, form="chain")
     assert is_current(repository, ensemble, settings)
-    assert not is_current(repository, ensemble, ExportSettings(max_batch_size=9))
+    assert not is_current(repository, ensemble, settings.model_copy(update={"max_batch_size": 9}))
     calmer = ensemble.voting.model_copy(update={"temperature": 1.3})
     assert not is_current(repository, ensemble.model_copy(update={"voting": calmer}), settings)
     changed = shutil.copytree(repository, tmp_path / "changed")

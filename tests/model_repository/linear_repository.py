@@ -63,5 +63,5 @@ def linear_repository(folder: Path, audit_rate: float | None, *, fused: bool) ->
     graphs = {name: folder / f"{name}.onnx" for name in ("one", "two")}
     for seed, path in enumerate(graphs.values()):
         _write_graph(path, seed)
-    repository_from_onnx(_ensemble(audit_rate), graphs, folder / "repository", 8, fused=fused)
+    repository_from_onnx(_ensemble(audit_rate), graphs, folder / "repository", 8, form="chain", fused=fused)
     return folder / "repository"

@@ -43,7 +43,7 @@ def added(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def repository(added: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chosen = ExportSettings(max_batch_size=8, fused=True)
+    chosen = ExportSettings(max_batch_size=8, form="chain", fused=True)
     return build_once(tmp_path_factory, "added_repository", lambda out: repository_from_run(added, out, chosen))
 
 

@@ -48,7 +48,8 @@ def test_only_short_graphs_wait_for_batches(run: Run, tmp_path: Path, pixels: in
     graph = write_graph(tmp_path / "graph", nodes, [1, 1, pixels, pixels], w=(channels, 1, 1, 1))
     assert multiply_adds(graph) == channels * pixels**2
     ensemble: Ensemble = run.ensemble()
-    repository_from_onnx(ensemble, {member.name: graph for member in ensemble.members}, tmp_path / "repository")
+    graphs = {member.name: graph for member in ensemble.members}
+    repository_from_onnx(ensemble, graphs, tmp_path / "repository", form="chain")
     for member in ensemble.members:
         text = (tmp_path / "repository" / member.name / "config.pbtxt").read_text()
         config: Any = text_format.Parse(text, pb.ModelConfig())

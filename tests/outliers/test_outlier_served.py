@@ -172,7 +172,7 @@ def test_nan_from_a_detector_fails_that_request_alone(
         shutil.copyfile(detecting_repository / member.name / "1" / "model.onnx", graphs[member.name])
     name = ensemble.members[1].name
     with_nan_for_bright_images(detecting_repository / name / "1" / "model.onnx", graphs[name])
-    repository_from_onnx(ensemble, graphs, tmp_path / "out", 8, fused=True)
+    repository_from_onnx(ensemble, graphs, tmp_path / "out", 8, form="chain", fused=True)
     white = np.full_like(images[0], 255)
     with serving(tmp_path / "out") as server, EnsembleClient(server.urls.grpc, model=model) as client:
         first, broken, last = client.stream([images[0], white, images[1]])

@@ -193,7 +193,7 @@ def test_graphs_that_break_the_promise_are_not_written(
     assert len(err.strip().splitlines()) == 1
     assert not out.exists()
     (refused,) = read_refusals(run)
-    assert (refused.precision, refused.is_fused, refused.promise.what) == ("fp32", False, "review risk")
+    assert (refused.precision, refused.is_fused, refused.promise.what) == ("fp32", True, "review risk")
     assert refused.promise.errors is not None
     assert refused.promise.p_value is not None
     assert f"has {refused.promise.errors:g} errors in {refused.promise.patients:,} patients" in err
@@ -206,7 +206,7 @@ def test_graphs_that_break_the_promise_are_not_written(
     assert "review risk" not in printed
     card = (out / "model_card.md").read_text(encoding="utf-8")
     failed = f"{refused.promise.errors:g} errors in {refused.promise.patients:,} patients, p = "
-    assert "**Refused**: an export of FP32 graphs: review risk of 10.00% with 95% confidence; the first " in card
+    assert "**Refused**: an export of FP32 graphs, also fused: review risk of 10.00% with 95% confidence; the " in card
     assert failed in card
     assert "less certain than it states" not in card
     ensemble, served = run.ensemble(), read_ensemble(out / "ensemble.json")
@@ -239,7 +239,7 @@ def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: 
     assert [one.precision for one in read_refusals(run)] == ["int8"]
     repository_from_run(run, out, ExportSettings())
     card = (out / "model_card.md").read_text(encoding="utf-8")
-    assert "**Refused**: an export of INT8 graphs: review risk of 5.00% with 95% confidence; " in card
+    assert "**Refused**: an export of INT8 graphs, also fused: review risk of 5.00% with 95% confidence; " in card
     assert "A promise that was certified afterwards on the same patients is less certain than it states." in card
     # Another fit is another promise.
     fit_report(run.path, FitSettings.model_validate(FIT))

@@ -131,10 +131,7 @@ def _repository(
     from plurum.export import repository_from_onnx
 
     progress(f"repository {folder.name}")
-    repository_from_onnx(ensemble, graphs, folder, _BATCH, fused=True)
-    config = folder / "fused" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "onnxruntime"', f'backend: "{library}"')
-    config.write_text(text, encoding="utf-8")
+    repository_from_onnx(ensemble, graphs, folder, _BATCH, backend=library)
     return folder
 
 

@@ -108,7 +108,8 @@ def _measure(
 def _start_paused(stack: ExitStack, point: GrowthPoint, work: Path, say: command.Say) -> _PausedServer:
     """Start a server, which the stack ends, and pause it."""
     folder = work / f"{point.members}-{point.classes}-{point.size}"
-    repository = random_repository(folder, [_ARCH] * point.members, point.size, 16, say, classes=point.classes)
+    archs = [_ARCH] * point.members
+    repository = random_repository(folder, archs, point.size, 16, say, form="chain", classes=point.classes)
     images = write_images(folder / "images", coloured_jpegs(point.size, point.size))
     server = PlurumServer(stack.enter_context(server_of(repository)))
     # A paused Triton would not end.

@@ -59,7 +59,7 @@ def cost(
     """Measure the cost of the test: a table on standard error, one line of JSON on standard output."""
     rates: dict[str, _Rates] = {}
     with command.measurement("members") as (say, state):
-        plain = random_repository(work, arch, size, _BATCH, say, fused=True)
+        plain = random_repository(work, arch, size, _BATCH, say)
         for one in precision:
             sides = _repositories(plain, work / one, one, say)
             rates |= _measure(one, sides, size, turns, seconds, say)
@@ -91,7 +91,7 @@ def _repositories(plain: Path, work: Path, precision: str, progress: command.Say
     ensembles = {_OFF: ensemble, _ON: ensemble.with_outliers(rule)}
     for side, found in graphs.items():
         progress(f"repository in {precision} {side} the test")
-        repository_from_onnx(ensembles[side], found, work / f"repository_{side}", _BATCH, fused=True)
+        repository_from_onnx(ensembles[side], found, work / f"repository_{side}", _BATCH, form="chain", fused=True)
     return {side: work / f"repository_{side}" for side in graphs}
 
 

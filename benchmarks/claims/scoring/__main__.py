@@ -52,7 +52,7 @@ def scoring(  # noqa: PLR0913, PLR0917 - one parameter per option
         command.measurement("repository") as (say, state),
         tempfile.TemporaryDirectory(prefix="plurum_scoring_") as place,
     ):
-        repository = random_repository(work, arch, size, 8, say, fused=True)
+        repository = random_repository(work, arch, size, 8, say)
         job = BenchJob(repository, Path(place), workers)
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "faults": lambda: measure_faults(job, images, say),

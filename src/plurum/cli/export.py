@@ -102,7 +102,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum export runs/digits
 
-      plurum export runs/digits --precision auto --fused
+      plurum export runs/digits --precision auto
 
       plurum export runs/tiles --site north
 
@@ -134,6 +134,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             "unchanged": exported.unchanged,
             "parity": parities,
             "artefacts": published,
+            "form": {"name": exported.form.name, "reason": exported.form.reason},
             "promise": exported.promise and exported.promise.model_dump(),
             **({} if exported.cascade is None else {"cascade": exported.cascade.model_dump()}),
         }
@@ -316,6 +317,7 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
     show_table(table)
     for artefact in exported.artefacts:
         typer.echo(f"{artefact.model}: {artefact.precision}, {artefact.reason}")
+    typer.echo(f"form: {exported.form.name}, {exported.form.reason}")
     if exported.promise is not None:
         typer.echo(promise_text(exported.promise))
     if exported.cascade is not None:

@@ -145,6 +145,7 @@ def _parameter(kind: type[Settings], name: str, default: Any, panel: str, note: 
         help=(text[:1].upper() + text[1:]).replace("[", "\\[") + note,
         metavar=option.metavar or "|".join(_choices(values.annotation)) or None,
         rich_help_panel=panel or None,
+        hidden=option.is_hidden,
     )
     annotation = option.type or _typer_type(values)
     if default is None:

@@ -24,8 +24,13 @@ def tune(
         Path,
         typer.Argument(help="Model repository written by `plurum export`; for a GPU, with its plans.", metavar="REPO"),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the tuned repository, written atomically.", metavar="TUNED")],
     settings: TuneSettings,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the tuned repository, written atomically.", metavar="TUNED")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether tuning is worth it, within two minutes; write nothing.")
+    ] = False,
     run: Annotated[
         Path | None,
         typer.Option(help="Run that REPO was exported from; also tries bf16 and int8, if they pass the parity gate."),
@@ -39,6 +44,8 @@ def tune(
     again to resume an interrupted search.
 
     [bold]Examples[/bold]
+
+      plurum tune runs/digits/model_repository --check
 
       plurum tune runs/digits/model_repository --out runs/digits/tuned
 
@@ -54,6 +61,9 @@ def tune(
     from plurum.progress import show_status
     from plurum.run import Run
 
+    if out is None or check:
+        _check(repository, settings, as_json=as_json, is_asked=check and out is None and run is None)
+        return
     interrupt_on_sigterm()
     try:
         with show_status("tuning") as say:
@@ -65,6 +75,29 @@ def tune(
         write_json(result)
     else:
         _show(result, out)
+
+
+def _check(repository: Path, settings: TuneSettings, *, as_json: bool, is_asked: bool) -> None:
+    """Say whether tuning is worth it.
+
+    Raises:
+        SettingsError: the user has given neither `--out` nor `--check`, or `--check` with options of a tuning.
+    """
+    from rich.console import Console
+
+    from plurum.benchmarks.tools.command import interrupt_on_sigterm
+    from plurum.benchmarks.tune.check import check_tuning
+    from plurum.errors import SettingsError
+
+    if not is_asked:
+        raise SettingsError("--out, --check: expected either --out TUNED, or --check without --out and --run.")
+    interrupt_on_sigterm()
+    with Console(stderr=True).status("checking") as status:
+        found = check_tuning(repository, settings, status.update)
+    if as_json:
+        write_json(found)
+    else:
+        typer.echo(str(found))
 
 
 def _show(result: TuneResult, out: Path) -> None:

@@ -34,6 +34,7 @@ class Option:
         metavar: Placeholder for the value in `--help`; empty takes the type's.
         type: Type that the command line passes to the field's validators; None takes the field's.
         is_offered: If False, the command line does not have the option.
+        is_hidden: If True, `--help` does not show the option.
     """
 
     name: str = ""
@@ -41,6 +42,7 @@ class Option:
     metavar: str = ""
     type: Any = None
     is_offered: bool = True
+    is_hidden: bool = False
 
     @classmethod
     def of(cls, kind: type[Settings], field: str) -> Option:

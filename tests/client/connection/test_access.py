@@ -99,7 +99,7 @@ def test_invalid_tls_files_give_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fused_model_can_be_chosen(run: Run, tmp_path: Path) -> None:
-    repository_from_run(run, tmp_path / "repository", ExportSettings(max_batch_size=8, fused=True))
+    repository_from_run(run, tmp_path / "repository", ExportSettings(max_batch_size=8, form="chain", fused=True))
     images = np.array(run.pixels()[:8])
     with Server(tmp_path / "repository", ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         for url in (server.urls.grpc, server.urls.http):

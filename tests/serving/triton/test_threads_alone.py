@@ -57,16 +57,38 @@ def graph_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("library", FILES)
-def test_a_graph_runs_with_the_threads_of_all_only_while_it_is_alone(
-    library: str, graph_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def model_of(library: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Load a model that runs graphs, with an empty module in place of Triton's."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
     monkeypatch.setitem(sys.modules, "cores", cores)
     monkeypatch.setitem(sys.modules, "stages", stages)
     graph_model = load("graph_model", ROOT / "serving" / "backends" / "graph_model.py")
     monkeypatch.setitem(sys.modules, "graph_model", graph_model)
-    model = load("model", FILES[library])
+    return load("model", FILES[library])
+
+
+@pytest.mark.parametrize(
+    ("batching", "sizes"),
+    [({}, [4, 2, 1]), ({"preferred_batch_size": [4]}, [4, 2, 1]), ({"preferred_batch_size": [1]}, [1])],
+    ids=["short graph", "tuned", "long graph"],
+)
+def test_openvino_compiles_a_long_graph_for_single_images_alone(
+    batching: dict[str, Any], sizes: list[int], graph_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"name": "fused", "max_batch_size": 7, "input": [{"name": "X"}], "parameters": {}}
+    graph = model_of("openvino", monkeypatch)._Graph(
+        graph_file, config | {"dynamic_batching": batching}, ["X"], cores.SharedCores(None)
+    )
+    assert list(graph._models) == sizes
+    given = np.arange(28, dtype=np.float32).reshape(7, 4)
+    np.testing.assert_array_equal(graph.infer({"X": given})["Y"], -given)
+
+
+@pytest.mark.parametrize("library", FILES)
+def test_a_graph_runs_with_the_threads_of_all_only_while_it_is_alone(
+    library: str, graph_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(library, monkeypatch)
     parameters = {THREADS[library]: {"string_value": "1"}, "threads_alone": {"string_value": "2"}}
     config = {"name": "fused", "max_batch_size": 4, "input": [{"name": "X"}], "parameters": parameters}
     arguments = (config, ["X"], Turns()) if library == "openvino" else (config, Turns())
