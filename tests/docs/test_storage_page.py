@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plurum.files import cache_folder
 from plurum.run import Run
 from tests.docs.pages import Terminal, commands
 from tests.remote.s3_server import serve_s3, use_server
@@ -34,6 +35,10 @@ def test_the_commands_run_in_their_order(
     terminal: Terminal, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("s3fs")
+    # The server needs its environment, which takes minutes to make.
+    (tmp_path / "cache" / "plurum").mkdir(parents=True)
+    for environment in cache_folder().glob("server-*"):
+        (tmp_path / "cache" / "plurum" / environment.name).symlink_to(environment)
     names = write_tiles(tmp_path / "buckets" / "hospital")
     shutil.copytree(repository, tmp_path / "buckets" / "hospital" / "model_repository")
     with serve_s3(tmp_path / "buckets") as store:
