@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import InterruptedRunError, PlurumError, ServerError, needs_extra
+from plurum.errors import InterruptedRunError, ServerError, needs_extra
 
 __all__ = ["connect", "ray_errors"]
 
@@ -67,7 +67,7 @@ def connect(address: str | None, workers: int | None) -> Iterator[Any]:
 
 @contextmanager
 def ray_errors() -> Iterator[None]:
-    """Turn errors of a job into one line: the error of a worker, if it is one of Plurum's.
+    """Turn errors of Ray into one line.
 
     Raises:
         InterruptedRunError: Ray, or a worker, failed.
@@ -77,11 +77,6 @@ def ray_errors() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, PlurumError):
-                raise cause from None
-            cause = getattr(cause, "cause", None) or cause.__cause__
         raise InterruptedRunError(f"Ray: {_first_line(error)}. Run the same command again to resume.") from error
 
 

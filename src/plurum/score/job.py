@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plurum import errors
 from plurum.client import EnsembleClient
 from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Served
 from plurum.conventions import PatientRule
-from plurum.errors import OutputError, SettingsError
+from plurum.errors import OutputError, PlurumError, SettingsError
 from plurum.repository.listing import check_exported
 from plurum.score.cluster import connect, ray_errors
 from plurum.score.destination import Destination, PartCounts, part_name
@@ -101,6 +102,9 @@ class ScoreJob:
                     num_cpus=1,
                 )
                 for row in scored.iter_rows():
+                    if row["fault"]:
+                        kind, _, message = row["fault"].partition("\n")
+                        raise getattr(errors, kind, PlurumError)(message)
                     counts = PartCounts(*map(int, row["counts"]))
                     self.counts += counts
                     yield counts
@@ -151,9 +155,14 @@ class _PartScorer:
         self._ready: tuple[Plan, Destination, Scorer] | None = None
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        plan, destination, scorer = self._ready or self._start()
-        counts = [score_part(plan.part(int(one)), plan, scorer, destination).values() for one in batch["part"]]
-        return {"counts": np.array(counts, dtype=np.int64)}
+        """Return the counts of a part, or the name and the message of an error, which Ray would wrap in its own."""
+        counts, fault = PartCounts(), ""
+        try:
+            plan, destination, scorer = self._ready or self._start()
+            counts = score_part(plan.part(int(batch["part"][0])), plan, scorer, destination)
+        except PlurumError as error:
+            fault = f"{type(error).__name__}\n{error}"
+        return {"counts": np.array([counts.values()], dtype=np.int64), "fault": np.array([fault])}
 
     def _start(self) -> tuple[Plan, Destination, Scorer]:
         import ray
