@@ -45,7 +45,7 @@ def coverage(
     table = command.new_table("images to learn from, fitted to", "coverage of the worst class", "classes in a set")
     found: dict[str, dict[str, float]] = {}
     with command.show_status("simulating") as say:
-        for number in images or [60, 120, 600]:
+        for number in images or [60, 120]:
             say(f"{number} images")
             for way, figures in simulate(number, folds, calibration, studies=studies, seed=seed).items():
                 found[f"{number}, {way}"] = figures
