@@ -42,7 +42,9 @@ def test_what_belongs_together_is_in_one_fold(seed: int) -> None:
     equal = [f"image {number}" for number in rng.integers(0, 400, 120)]
     equal[:6] = ["a", "a", "b", "b", "c", "c"]
     patients[:6] = ["x", "y", "y", "z", "z", ""]
-    splits: tuple[Split, ...] = (*["train"] * 100, *["test"] * 20)  # type: ignore[assignment]
+    train: tuple[Split, ...] = ("train",)
+    test: tuple[Split, ...] = ("test",)
+    splits = train * 100 + test * 20
     table = table_of(patients, splits)
     folds = draw_folds(table, equal, CLASSES, 3, seed)
     assert len(set(folds[:6].tolist())) == 1

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from plurum.errors import MetadataError, OutputError, SettingsError
 from plurum.models import model_from_checkpoint
+from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
 from plurum.spec import Member
 from plurum.training import FitSettings, TrainSettings, fit_report, train_run
@@ -74,7 +75,7 @@ def copy(folded: Run, tmp_path: Path) -> Run:
     return Run(shutil.copytree(folded.path, tmp_path / "copy"))
 
 
-def predict(run: Run, member: Member, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> np.ndarray:  # type: ignore[type-arg]
+def predict(run: Run, member: Member, rows: Ints) -> Floats:
     model = model_from_checkpoint(member, run.checkpoint(member))
     return softmax(predict_logits(model, run.pixels(), rows, member.image))
 
@@ -85,13 +86,13 @@ def test_nothing_of_a_fold_is_learnt_by_its_member(folded: Run) -> None:
     assert [len(table.rows(split)) for split in ("train", "validation", "test")] == [learnt, 20, 16]
     pictures = [pixels[row].tobytes() for row in range(len(pixels))]
     assert len(set(pictures[:learnt])) < learnt
-    seen = []
+    seen = list[int]()
     for fold in range(1, FOLDS + 1):
         examples = Examples.of(folded, fold)
         for keys in (list(range(len(pixels))), pictures, list(table.patients)):
             assert not {keys[row] for row in examples.train} & {keys[row] for row in examples.validation}
         assert sorted([*examples.train, *examples.validation]) == list(range(learnt))
-        seen.extend(examples.validation)
+        seen.extend(examples.validation.tolist())
         for model in SETTINGS.archs:
             (member,) = (one for one in folded.members() if one.name == f"{model}-fold-{fold}")
             scores = compute_scores(predict(folded, member, examples.validation), table.labels[examples.validation])
@@ -136,8 +137,8 @@ def test_models_are_weighed_out_of_fold_and_the_served_vote_gets_the_temperature
     weights = dict(zip(by_model.kept.tolist(), by_model.rule.weights, strict=True))
     voting = report.ensemble.voting
     for member, weight in zip(report.ensemble.members, voting.weights, strict=True):
-        model = SETTINGS.archs.index(member.name.rpartition("-fold-")[0])
-        assert weight == pytest.approx(weights[model] / FOLDS)
+        index = SETTINGS.archs.index(member.name.rpartition("-fold-")[0])
+        assert weight == pytest.approx(weights[index] / FOLDS)
     known = table.rows("validation")
     answers = np.stack([predict(copy, member, known) for member in report.ensemble.members], axis=1)
     vote = soft_vote(answers, np.array(voting.weights))
