@@ -1,1 +1,1 @@
-"""Measure what cross-validation members, averaged weights and mirrored images gain, and what they cost."""
+"""Compare cross-validation members with members of one split, and simulate the coverage of their sets."""

@@ -1,4 +1,4 @@
-"""Compare one member per fold with as many members of one split, and both with cheaper alternatives.
+"""Compare one member per fold with as many members of one split.
 
     python -m plurum.benchmarks.claims.folds
 
@@ -6,9 +6,8 @@ Measured, on draws of images of Fashion-MNIST: the NLL of the ensemble on all te
 members of one architecture for as many epochs, set the same fraction of images aside, and are fitted by `plurum fit`
 without selecting members. One side learns from the training images of one split; each member of the other learns from
 all folds of training and validation images but one. Differences are paired by test image; their intervals cover the
-draw of test images, and the rows of the table show how training sets differ. Then, on the first draw's split: the best
-epoch, the moving average (EMA) and the mean of the last weights (SWA) of each seed; and votes that also average over
-mirrored images, beside votes of more members. Not measured: other architectures, larger images, data with patients.
+draw of test images, and the rows of the table show how training sets differ. Not measured: other architectures, larger
+images, data with patients.
 
 Stages are kept in the work folder: run the same command again to resume.
 """
@@ -16,14 +15,12 @@ Stages are kept in the work folder: run the same command again to resume.
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.table import Table
 
-from plurum.benchmarks.claims.folds.averaging import EMA, measure_averages, measure_mirrored
 from plurum.benchmarks.claims.folds.trained import SIDES, FoldsStudy, test_losses, write_images
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
@@ -40,10 +37,10 @@ def folds(
     images: Annotated[int, typer.Option(min=200, help="Images for training and validation.")] = 5000,
     members: Annotated[int, typer.Option(min=2, max=20, help="Members of each side, and folds.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member.")] = 12,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of images.")] = 2,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of images.")] = 1,
     fashion: Annotated[Path, typer.Option(help="Folder with the files of Fashion-MNIST.", exists=True)] = _FASHION,
 ) -> None:
-    """Measure both sides and the alternatives: tables on standard error, a line of JSON on standard output."""
+    """Measure both sides: a table on standard error, a line of JSON on standard output."""
     state = machine()
     data = load_data(str(fashion))
     studies = [FoldsStudy(work / f"draw-{seed}", arch, members, epochs, seed) for seed in range(draws)]
@@ -57,10 +54,8 @@ def folds(
         "mean of the draws": [np.mean(losses[side], axis=0) for side in SIDES],
     }
     found = {name: compare_losses(*both) for name, both in rows.items()}
-    averages, mirrored = measure_averages(studies[0]), measure_mirrored(studies[0])
-    stated = {"arch": arch, "images": images, "members": members, "epochs": epochs, "ema": EMA}
-    report = {**stated, "sides": found, "averages": averages, "mirrored": mirrored}
-    command.print_report(report, state, _sides_table(found), _averages_table(averages), _mirrored_table(mirrored))
+    report = {"arch": arch, "images": images, "members": members, "epochs": epochs, "sides": found}
+    command.print_report(report, state, _sides_table(found))
 
 
 def compare_losses(split: Floats, folds: Floats) -> dict[str, Any]:
@@ -81,20 +76,6 @@ def _sides_table(found: dict[str, dict[str, Any]]) -> Table:
         low, high = one["interval"]
         figures = f"{one['split_nll']:.4f}", f"{one['folds_nll']:.4f}", f"{one['difference']:+.4f}"
         table.add_row(name, *figures, f"{low:+.4f} to {high:+.4f}")
-    return table
-
-
-def _averages_table(averages: dict[str, list[float]]) -> Table:
-    table = command.new_table("one member", "test NLL, mean over seeds", "lowest", "highest")
-    for name, values in averages.items():
-        table.add_row(name, *(f"{value:.4f}" for value in (fmean(values), min(values), max(values))))
-    return table
-
-
-def _mirrored_table(mirrored: dict[str, dict[str, float]]) -> Table:
-    table = command.new_table("members", "test NLL", "mirrored too (twice the cost)")
-    for number, one in mirrored.items():
-        table.add_row(number, *(f"{nll:.4f}" for nll in one.values()))
     return table
 
 

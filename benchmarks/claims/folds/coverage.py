@@ -35,7 +35,7 @@ _TEST = 4000
 
 
 def coverage(
-    studies: Annotated[int, typer.Option(min=20, help="Simulated studies for each row of the table.")] = 1000,
+    studies: Annotated[int, typer.Option(min=20, help="Simulated studies for each row of the table.")] = 400,
     folds: Annotated[int, typer.Option(min=2, max=20, help="Number of folds.")] = 5,
     calibration: Annotated[int, typer.Option(min=60, help="Calibration images of a study.")] = 150,
     images: Annotated[list[int] | None, typer.Option(help="Images to learn from; repeat for several.")] = None,
@@ -45,7 +45,7 @@ def coverage(
     table = command.new_table("images to learn from, fitted to", "coverage of the worst class", "classes in a set")
     found: dict[str, dict[str, float]] = {}
     with command.show_status("simulating") as say:
-        for number in images or [60, 120, 600]:
+        for number in images or [60, 120]:
             say(f"{number} images")
             for way, figures in simulate(number, folds, calibration, studies=studies, seed=seed).items():
                 found[f"{number}, {way}"] = figures

@@ -13,6 +13,7 @@ SHORTER = {**SMALL_DIGITS, "--epochs 12": "--epochs 1", "folds.coverage": "folds
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("small_digits")
 def test_the_page_runs(terminal: Terminal, tmp_path: Path) -> None:
     for command in commands("folds.md"):

@@ -12,17 +12,13 @@ from plurum.training.data.folds import draw_folds, merge_splits
 CLASSES = ("CE", "LAA")
 
 
-def _all(number: int, split: Split) -> tuple[Split, ...]:
-    return (split,) * number
-
-
 def table_of(patients: list[str], splits: tuple[Split, ...] | None = None) -> Table:
     number = len(patients)
     return Table(
         sources=tuple(map(str, range(number))),
         labels=np.arange(number) % 2,
         patients=tuple(patients),
-        splits=splits or _all(number, "train"),
+        splits=splits or ("train",) * number,
     )
 
 
@@ -46,7 +42,9 @@ def test_what_belongs_together_is_in_one_fold(seed: int) -> None:
     equal = [f"image {number}" for number in rng.integers(0, 400, 120)]
     equal[:6] = ["a", "a", "b", "b", "c", "c"]
     patients[:6] = ["x", "y", "y", "z", "z", ""]
-    splits = (*_all(100, "train"), *_all(20, "test"))
+    train: tuple[Split, ...] = ("train",)
+    test: tuple[Split, ...] = ("test",)
+    splits = train * 100 + test * 20
     table = table_of(patients, splits)
     folds = draw_folds(table, equal, CLASSES, 3, seed)
     assert len(set(folds[:6].tolist())) == 1

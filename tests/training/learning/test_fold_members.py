@@ -86,15 +86,15 @@ def test_nothing_of_a_fold_is_learnt_by_its_member(folded: Run) -> None:
     assert [len(table.rows(split)) for split in ("train", "validation", "test")] == [learnt, 20, 16]
     pictures = [pixels[row].tobytes() for row in range(len(pixels))]
     assert len(set(pictures[:learnt])) < learnt
-    seen: list[int] = []
+    seen = list[int]()
     for fold in range(1, FOLDS + 1):
         examples = Examples.of(folded, fold)
         for keys in (list(range(len(pixels))), pictures, list(table.patients)):
             assert not {keys[row] for row in examples.train} & {keys[row] for row in examples.validation}
         assert sorted([*examples.train, *examples.validation]) == list(range(learnt))
-        seen.extend(examples.validation)
-        for arch in SETTINGS.archs:
-            (member,) = (one for one in folded.members() if one.name == f"{arch}-fold-{fold}")
+        seen.extend(examples.validation.tolist())
+        for model in SETTINGS.archs:
+            (member,) = (one for one in folded.members() if one.name == f"{model}-fold-{fold}")
             scores = compute_scores(predict(folded, member, examples.validation), table.labels[examples.validation])
             assert member.validation is not None
             assert member.validation.images == len(examples.validation)
