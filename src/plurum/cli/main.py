@@ -76,8 +76,8 @@ def _root(
 
 
 for _command in (
-    *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate),
-    *(export, fit, gateway, predict, rollout, search, serve, train, tune, ui),
+    *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate, export),
+    *(fit, gateway, predict, rollout, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 
