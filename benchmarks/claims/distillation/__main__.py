@@ -32,13 +32,16 @@ from plurum.benchmarks.tools.machine import machine
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.settings.distilling import DistillSettings
+from plurum.spec import Scores
 from plurum.training import FitSettings, TrainSettings, fit_run, train_run
 from plurum.training.distilling.distill import distill_run
 from plurum.training.distilling.report import DistillationReport
-from plurum.training.statistics.scoring import predict_logits
+from plurum.training.distilling.teacher import predict_vote
+from plurum.training.inference.predictions import predict_outputs
+from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.training.statistics.wording import difference_text, significant_change
 
-__all__ = ["count_significant", "distillation", "measure_speeds"]
+__all__ = ["count_significant", "distillation", "measure_speeds", "score_on_training_images"]
 
 _MEMBERS = ("regnetx_002", "test_resnet", "test_efficientnet")
 _TURNS = 5
@@ -71,13 +74,18 @@ def distillation(
         found["training images, and others without labels"] = [
             _distill(teacher, work / f"student-more-{seed}", arch, folder, fewer, seed) for seed in range(seeds)
         ]
+    taught = score_on_training_images(teacher)
     speeds = measure_speeds(teacher, Run(work / "student-0"))
     figures = {name: [one.model_dump(mode="json") for one in reports] for name, reports in found.items()}
     settings = {"arch": arch, "members": _MEMBERS, "labelled": labelled, "unlabelled": unlabelled, "epochs": epochs}
     tables = (_table(name, reports) for name, reports in found.items())
     ratio = speeds["student"] / speeds["vote"]
-    line = f"images/s: vote {speeds['vote']:,.0f}, student {speeds['student']:,.0f}, {ratio:.1f} times as many"
-    command.print_report({**settings, "cases": figures, "images_per_s": speeds}, state, *tables, line)
+    lines = (
+        f"images/s: vote {speeds['vote']:,.0f}, student {speeds['student']:,.0f}, {ratio:.1f} times as many",
+        f"the vote is right for {taught.accuracy:.1%} of its training images",
+    )
+    measured = {"cases": figures, "vote_on_training_images": taught.model_dump(), "images_per_s": speeds}
+    command.print_report({**settings, **measured}, state, *tables, *lines)
 
 
 def _distill(teacher: Run, out: Path, arch: str, unlabelled: Path | None, epochs: int, seed: int) -> DistillationReport:
@@ -88,6 +96,13 @@ def _distill(teacher: Run, out: Path, arch: str, unlabelled: Path | None, epochs
 def count_significant(reports: list[DistillationReport]) -> int:
     """Return the number of students with a significantly lower NLL than the same network trained on labels."""
     return sum(significant_change(one.differences["labels"]["nll"], "lower") == "better" for one in reports)
+
+
+def score_on_training_images(teacher: Run) -> Scores:
+    """Return the scores of the vote on the images that its members were trained on, from which a student learns."""
+    ensemble, table = teacher.ensemble(), teacher.table()
+    members = predict_outputs(teacher, ensemble, ("train",))["train"].probabilities
+    return compute_scores(predict_vote(members, ensemble.rule), table.labels[table.rows("train")])
 
 
 def measure_speeds(teacher: Run, student: Run) -> dict[str, float]:

@@ -50,7 +50,12 @@ class DistillSettings(Settings):
             of_run: Settings of the run's members.
             given: Training settings that differ from those; `STUDENT_FIELDS` lists the possible ones.
         """
+        kept = {name: value for name, value in of_run.model_dump().items() if not _is_of_members(name)}
         # A student has no labels to balance or to smooth.
-        fixed: dict[str, object] = {"archs": (self.arch,), "seeds": 1, "snapshots": 1, "pretrained": self.pretrained}
-        fixed |= {"freeze": False, "unfreeze_last": 0, "views": 1, "balance": "none", "label_smoothing": 0.0}
-        return settings_from(TrainSettings, **of_run.model_dump() | fixed | given)
+        fixed = {"archs": (self.arch,), "pretrained": self.pretrained, "balance": "none", "label_smoothing": 0.0}
+        return settings_from(TrainSettings, **{"seed": of_run.seed, **kept, **fixed, **given})
+
+
+def _is_of_members(name: str) -> bool:
+    """Return True for a training setting that says which members there are; a student is a single one."""
+    return Option.of(TrainSettings, name).panel == "Members"

@@ -65,5 +65,6 @@ def test_students_are_compared_on_the_test_images(
     assert alone["images"] == {"labelled": 120, "unlabelled": 0}
     assert more["images"] == {"labelled": 120, "unlabelled": 60}
     assert alone["student"]["images"] == alone["labels"]["images"] == 60
+    assert found["vote_on_training_images"]["images"] == 120
     assert found["images_per_s"].keys() == {"vote", "student"}
     assert run()["cases"] == found["cases"]
