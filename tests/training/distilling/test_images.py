@@ -28,6 +28,7 @@ def test_unlabelled_images_that_the_run_holds_out_are_left_out(teacher: Run, tmp
     assert (images.unlabelled, images.left_out) == (3, 2)
     more = images.examples.train[len(table.rows("train")) :]
     np.testing.assert_array_equal(images.examples.pixels[more], new)
+    assert (images.examples.labels[more] == -1).all()
     # Nothing that a model is chosen by has changed.
     np.testing.assert_array_equal(images.examples.validation, table.rows("validation"))
     assert len(images.examples.labels) == len(images.examples.pixels)
