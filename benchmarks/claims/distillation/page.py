@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from plurum.export.repository.cards.markup import table_from_rows
 from plurum.spec import Scores
@@ -12,7 +13,11 @@ from plurum.training.statistics.wording import difference_text
 
 __all__ = ["student_table"]
 
-_DIFFERENCES = (("labels", "accuracy"), ("labels", "nll"), ("vote", "accuracy"))
+_DIFFERENCES: tuple[tuple[Literal["vote", "labels"], str], ...] = (
+    ("labels", "accuracy"),
+    ("labels", "nll"),
+    ("vote", "accuracy"),
+)
 
 
 def student_table(cases: Mapping[str, Sequence[DistillationReport]]) -> str:
