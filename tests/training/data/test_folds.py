@@ -14,11 +14,12 @@ CLASSES = ("CE", "LAA")
 
 def table_of(patients: list[str], splits: tuple[Split, ...] | None = None) -> Table:
     number = len(patients)
+    train: tuple[Split, ...] = ("train",)
     return Table(
         sources=tuple(map(str, range(number))),
         labels=np.arange(number) % 2,
         patients=tuple(patients),
-        splits=splits or ("train",) * number,
+        splits=splits or train * number,
     )
 
 
