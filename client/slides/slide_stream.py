@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -133,7 +134,7 @@ def _slide_folder(folder: Path, path: str) -> Path:
 
     Folder names are prepended while another slide's files lie there, also those of an earlier or interrupted run.
     """
-    place = Path(path).absolute()
+    place = _absolute(path)
     for depth in range(1, len(place.parts)):
         found = folder / "_".join(place.with_suffix("").parts[-depth:])
         if _slide_in(found) in {None, place}:
@@ -144,6 +145,11 @@ def _slide_folder(folder: Path, path: str) -> Path:
 def _slide_in(folder: Path) -> Path | None:
     """Return the absolute path of the slide whose files lie in a folder; None without a complete set of them."""
     try:
-        return Path(json.loads((folder / SLIDE_FILES[3]).read_bytes())["path"]).absolute()
+        return _absolute(json.loads((folder / SLIDE_FILES[3]).read_bytes())["path"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _absolute(path: str) -> Path:
+    """Return a path without `..`; links are not followed, because folders have the names that users give."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links)

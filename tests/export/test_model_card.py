@@ -331,7 +331,7 @@ def test_a_card_follows_the_run_and_nothing_else_is_exported_again(
     copy = shutil.copytree(repository, tmp_path / "repository")
     graphs = {path: path.stat().st_mtime_ns for path in copy.rglob("*.onnx")}
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    words = ("export", fresh_run.path, "--out", copy, "--max-batch-size", 8)
+    words = ("export", fresh_run.path, "--out", copy, "--max-batch-size", 8, "--form", "chain")
     assert "nothing to do" in plurum.said(*words)
     assert {path: path.read_bytes() for path in before} == before
     (fresh_run.path / "intended_use.json").write_text(json.dumps(USE))

@@ -10,7 +10,7 @@ from plurum.detectors import Detector
 __all__ = ["fit_detector"]
 
 # More change little: see benchmarks/claims/outliers.
-_AXES = 128
+_AXES = 256
 # Least variance of a direction, as a fraction of the mean variance, so that constant features don't divide by 0.
 _LEAST = 1e-6
 

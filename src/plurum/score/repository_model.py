@@ -157,7 +157,7 @@ def graph_files(repository: Path) -> list[Path]:
     model_folders(repository)
     folder = repository / "fused"
     missing = RepositoryError(
-        f"{repository}: expected a fused graph in fused/1, got none. Export it again with plurum export --fused."
+        f"{repository}: expected a fused graph in fused/1, got none. Export it again with plurum export --form fused."
     )
     if not (folder / "config.pbtxt").is_file():
         raise missing

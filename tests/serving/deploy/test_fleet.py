@@ -130,7 +130,7 @@ def envoy(gateways: list[Gateway], folder: Path) -> Iterator[str]:
         str(log),
         "--concurrency",
         "1",
-        "--use-dynamic-base-id",
+        "--disable-hot-restart",
     ]
     with subprocess.Popen(["envoy", "--config-path", str(folder / "envoy.yaml"), *options]) as process:
         try:
