@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +72,6 @@ def test_an_earlier_epoch_is_kept_when_it_was_the_best(examples: Examples) -> No
     assert result.best.epoch is result.history[1]
     # Ten steps per epoch: the weights are those of the best epoch, not of the end.
     assert result.best.weights["steps"] == 20
-
-
-@pytest.mark.parametrize("mixup", [0.0, 1.0])
-def test_a_loss_sees_labels_as_fractions_and_none_of_images_without_a_label(examples: Examples, mixup: float) -> None:
-    labels, seen = examples.labels.copy(), list[torch.Tensor]()
-    labels[examples.train[:30]] = -1
-
-    def keep(images: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        assert len(images) == len(logits) == len(targets)
-        seen.append(targets)
-        return logits.sum()
-
-    trainer = Trainer(changed(epochs=1, mixup=mixup), loss=keep)
-    trainer.fit(Wandering(good_for=1000), replace(examples, labels=labels), 0)
-    targets = torch.cat(seen)
-    counts = np.bincount(labels[examples.train[30:]], minlength=examples.classes)
-    torch.testing.assert_close(targets.sum(dim=0), torch.from_numpy(counts).float())
-    assert bool(((targets > 0) & (targets < 1)).any()) == bool(mixup)
-    assert targets.sum(dim=1).max() <= 1 + 1e-6
 
 
 def test_dropout_depends_on_the_seed(examples: Examples) -> None:
