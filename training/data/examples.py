@@ -26,7 +26,8 @@ class Examples:
 
     Attributes:
         pixels: Images, uint8 `[images, height, width, 3]`; may be mapped from a file.
-        labels: Classes, int64 `[images]`.
+        labels: Classes, int64 `[images]`; -1 for training images without a label, which only a loss of their own and
+            classes without balance take.
         train: Indices of the training images.
         validation: Indices of the validation images, which choose the best epoch.
         classes: Number of classes.
@@ -114,7 +115,8 @@ class Batches:
         # Batch normalisation needs at least two images.
         self.least = 2 * parts
         check_batches(settings, parts, len(self.rows))
-        counts = np.bincount(self.labels[self.rows], minlength=examples.classes)
+        labels = self.labels[self.rows]
+        counts = np.bincount(labels[labels >= 0], minlength=examples.classes)
         self.shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
         balanced = self.shares * len(self.rows) / np.count_nonzero(counts)
         self.weights = (balanced if settings.balance == "weights" else np.ones(len(counts))).astype(np.float32)

@@ -55,9 +55,9 @@ def distill_run(
 ) -> DistillationReport:
     """Train a student of the run `path` on its training images, write it to the run `out`, and score it.
 
-    The student sees neither the labels of these images nor any image that the run holds out; validation images choose
-    its best epoch. Then the same architecture is trained on labels for as many steps. A run that was started with the
-    same settings resumes.
+    The student imitates the vote and, with a label weight, learns the labels. It sees no image that the run holds out;
+    validation images choose its best epoch. Then the same architecture is trained on labels for as many steps. A run
+    that was started with the same settings resumes.
 
     Args:
         path: Fitted run that `plurum train` trained.
@@ -144,6 +144,7 @@ class _Distillation:
             run=str(self.teacher.path),
             ensemble=sha256_of(self.teacher.ensemble_file),
             temperature=self.settings.temperature,
+            label_weight=self.settings.label_weight,
             unlabelled=self.settings.unlabelled,
         )
         return RunSettings(data=self.began.data, settings=self.training, distillation=distillation)
@@ -169,8 +170,9 @@ class _Distillation:
         from plurum.training.distilling.teacher import Teacher
         from plurum.training.learning.checkpoints import write_member
 
-        data, plan = self.teacher.data(), self.plan
-        teacher = Teacher(self.teacher, self.ensemble, data.image, self.settings.temperature)
+        data, plan, wanted = self.teacher.data(), self.plan, self.settings
+        weights = (wanted.temperature, wanted.label_weight, self.training.label_smoothing)
+        teacher = Teacher(self.teacher, self.ensemble, data.image, *weights)
         state = self._state(plan.name)
         trained = self._fit(f"student {plan.name}", self.training, images.examples, state, teacher)
         write_member(self.run, data, plan.name, backbone_from_arch(plan.arch), trained, trained.best)
@@ -200,11 +202,7 @@ class _Distillation:
         examples = Examples.of(self.run)
         rounds = len(images.examples.train) / len(examples.train)
         of_run = self.began.settings
-        changed = {
-            "epochs": max(1, round(self.training.epochs * rounds)),
-            "balance": of_run.balance,
-            "label_smoothing": of_run.label_smoothing,
-        }
+        changed = {"epochs": max(1, round(self.training.epochs * rounds)), "balance": of_run.balance}
         settings = self.training.model_copy(update=changed)
         trained = self._fit(f"{self.plan.name} on labels, to compare", settings, examples, state, None)
         model = model_from_arch(self.plan.arch, examples.classes, self.plan.seed)

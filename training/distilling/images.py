@@ -23,7 +23,7 @@ class StudentImages:
     """Images that a student learns from.
 
     Attributes:
-        examples: Images; those without labels are training images of class 0, which a student never reads.
+        examples: Images; those without labels are training images of class -1.
         unlabelled: Number of images without labels.
         left_out: Number of further ones, which the run holds out.
     """
@@ -53,7 +53,7 @@ def student_images(run: Run, unlabelled: Path | None) -> StudentImages:
     with_more = replace(
         examples,
         pixels=np.concatenate([examples.pixels, more]),
-        labels=np.append(examples.labels, np.zeros(len(more), dtype=np.int64)),
+        labels=np.append(examples.labels, np.full(len(more), -1, dtype=np.int64)),
         train=np.append(examples.train, len(examples.labels) + np.arange(len(more))),
         fingerprint="",
     )

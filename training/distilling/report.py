@@ -25,7 +25,7 @@ class DistillationReport(Metadata):
         version: Version of this format.
         member: Name of the student.
         added: Name of the student's copy in the teacher's run; None if it was not added.
-        images: Training images: with labels, whose labels the student does not see, and without.
+        images: Training images, with labels and without.
         left_out: Unlabelled images that were left out, because the run holds them out.
         student: Scores of the student.
         vote: Scores of the vote that it imitates.

@@ -51,11 +51,11 @@ def mix_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images and their targets, mixed in pairs by MixUp or CutMix.
 
-    Targets are `labels` without mixing, else class fractions `[batch, classes]`.
+    Targets are `labels` without mixing, else class fractions, float32 `[batch, classes]`.
 
     Args:
         images: Normalised images, `[batch, 3, height, width]`.
-        labels: Classes, int64 `[batch]`.
+        labels: Classes, int64 `[batch]`, or class fractions, float32 `[batch, classes]`.
         classes: Number of classes.
         settings: Training settings; with `mixup` and `cutmix`, each batch gets one of them.
     """

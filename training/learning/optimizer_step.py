@@ -25,8 +25,9 @@ from plurum.training.statistics.scoring import predict_logits
 
 __all__ = ["BatchLoss", "Learner", "copy_state"]
 
-# Loss of normalised images `[batch, 3, height, width]` and their logits `[batch, classes]`, summed over the batch.
-BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Loss of normalised images `[batch, 3, height, width]`, their logits and their targets, both `[batch, classes]`, summed
+# over the batch. Targets are class fractions; they sum to 0 for an image without a label, and to 1 for others.
+BatchLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Learner:
@@ -166,6 +167,8 @@ class Learner:
 
     def _losses(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         labels = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
+        if self.loss is not None:
+            labels = _fractions_from_labels(labels, self.examples.classes)
         images, targets = mix_pairs(self.inputs(rows), labels, self.examples.classes, self.settings)
         with autocast(self.precision, self.device):
             try:
@@ -176,7 +179,7 @@ class Learner:
                     f"torch.compile can't compile this model here ({reason}); train without --compile"
                 ) from error
         if self.loss is not None:
-            return self.loss(images, logits.float())
+            return self.loss(images, logits.float(), targets)
         return functional.cross_entropy(
             logits.float(),
             targets,
@@ -192,6 +195,12 @@ class Learner:
 def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of the model's state on the CPU; no tensors share memory, as safetensors requires."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _fractions_from_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return class fractions, float32 `[batch, classes]`: 1 for an image's class, or only 0 if it has no label."""
+    known = labels >= 0
+    return functional.one_hot(labels.where(known, 0), classes).float() * known[:, None]
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

@@ -32,12 +32,14 @@ class Distillation(Metadata):
         run: Path of the run whose vote the student imitates, as given.
         ensemble: SHA-256 of that run's `ensemble.json`.
         temperature: Temperature of the loss.
+        label_weight: Weight of the labels in the loss.
         unlabelled: Images without labels, as given; None without any.
     """
 
     run: Text
     ensemble: Sha256
     temperature: float
+    label_weight: float = 0.0
     unlabelled: Text | None = None
 
 

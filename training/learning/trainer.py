@@ -143,8 +143,8 @@ class Trainer:
             settings: Settings of all trainings; `archs` and `seeds` are not used here.
             world: Processes that train together.
             watch: Called after each epoch; an exception ends the training.
-            loss: Loss of a batch, by its images and logits, which are on the training's device; by default, the
-                cross-entropy with labels.
+            loss: Loss of a batch, by its images, logits and targets, which are on the training's device; by default,
+                the cross-entropy with labels.
 
         Raises:
             SettingsError: the device does not support the precision.

@@ -2,11 +2,12 @@
 
     python -m plurum.benchmarks.claims.distillation
 
-On Fashion-MNIST, at 32 x 32 pixels: three members are trained on a part of the training images and fitted. Then, from
-each seed, `plurum distill` trains a student on the same images, and one on further images without labels too; and the
-same network on the labels, for as many steps. Measured on the 10,000 test images, at the temperature that is best on
-validation images: accuracy, NLL, and their paired differences with bootstrap intervals. A difference is significant if
-its 95 % interval excludes 0. Then members and student predict in turns in PyTorch, on one thread, in batches of 64.
+On Fashion-MNIST, at 32 x 32 pixels: three members are trained on a part of the training images and fitted. Students are
+smaller than a member, and are trained for as many epochs. From each seed, `plurum distill` trains a student on the same
+images, and one on further images without labels too; and the same network on the labels, for as many steps. Measured on
+the 10,000 test images, at the temperature that is best on validation images: accuracy, NLL, and their paired
+differences with bootstrap intervals. A difference is significant if its 95 % interval excludes 0. Then members and
+student predict in turns in PyTorch, on one thread, in batches of 64.
 
 All stages are kept in the work folder; an interrupted run resumes.
 
@@ -27,8 +28,11 @@ from rich.table import Table
 from torch import nn
 
 from plurum.benchmarks.claims.distillation.material import write_material
+from plurum.benchmarks.claims.distillation.page import student_table
+from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
+from plurum.files import write_text
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.settings.distilling import DistillSettings
@@ -43,7 +47,7 @@ from plurum.training.statistics.wording import difference_text, significant_chan
 
 __all__ = ["count_significant", "distillation", "measure_speeds", "score_on_training_images"]
 
-_MEMBERS = ("regnetx_002", "test_resnet", "test_efficientnet")
+_MEMBERS, _STUDENT = ("test_resnet",) * 3, "test_efficientnet"
 _TURNS = 5
 
 
@@ -52,13 +56,15 @@ def distillation(
         "/usr/share/datasets/fashion-mnist"
     ),
     work: command.WorkFolder = Path("runs/distillation"),
-    arch: Annotated[str, typer.Option(help="Architecture of the student.")] = "test_byobnet",
-    labelled: Annotated[int, typer.Option(min=100, help="Training images with labels.")] = 2_000,
+    labelled: Annotated[int, typer.Option(min=100, help="Training images with labels.")] = 1_000,
     unlabelled: Annotated[int, typer.Option(min=0, help="Images without labels; 0 leaves that case out.")] = 6_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member; a student takes twice as many.")] = 8,
-    seeds: Annotated[int, typer.Option(min=1, help="Students of each case.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member and student.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Students of each case.")] = 2,
+    page: Page = None,
 ) -> None:
     """Compare students with their rivals: tables on standard error, one line of JSON on standard output."""
+    if page is not None:
+        page_with_tables(page, {"students": ""})
     state = machine()
     archive, folder = write_material(fashion, work, labelled, unlabelled)
     teacher = Run(work / "teacher")
@@ -66,30 +72,27 @@ def distillation(
     train_run(str(archive), members, teacher.path)
     if not teacher.ensemble_file.is_file():
         fit_run(teacher.path, FitSettings(no_outliers=True, select="all"))
-    alone = [_distill(teacher, work / f"student-{seed}", arch, None, 2 * epochs, seed) for seed in range(seeds)]
-    found = {"training images": alone}
+    alone = [_distill(teacher, work / f"student-{seed}", None, epochs, seed) for seed in range(seeds)]
+    found = {f"{labelled:,} training images": alone}
     if folder is not None:
         # About as many steps as without these images.
-        fewer = max(1, round(2 * epochs * labelled / (labelled + unlabelled)))
-        found["training images, and others without labels"] = [
-            _distill(teacher, work / f"student-more-{seed}", arch, folder, fewer, seed) for seed in range(seeds)
+        fewer = max(1, round(epochs * labelled / (labelled + unlabelled)))
+        found[f"and {unlabelled:,} images without labels"] = [
+            _distill(teacher, work / f"student-more-{seed}", folder, fewer, seed) for seed in range(seeds)
         ]
     taught = score_on_training_images(teacher)
     speeds = measure_speeds(teacher, Run(work / "student-0"))
+    settings = {"arch": _STUDENT, "members": _MEMBERS, "labelled": labelled, "unlabelled": unlabelled, "epochs": epochs}
     figures = {name: [one.model_dump(mode="json") for one in reports] for name, reports in found.items()}
-    settings = {"arch": arch, "members": _MEMBERS, "labelled": labelled, "unlabelled": unlabelled, "epochs": epochs}
-    tables = (_table(name, reports) for name, reports in found.items())
-    ratio = speeds["student"] / speeds["vote"]
-    lines = (
-        f"images/s: vote {speeds['vote']:,.0f}, student {speeds['student']:,.0f}, {ratio:.1f} times as many",
-        f"the vote is right for {taught.accuracy:.1%} of its training images",
-    )
     measured = {"cases": figures, "vote_on_training_images": taught.model_dump(), "images_per_s": speeds}
-    command.print_report({**settings, **measured}, state, *tables, *lines)
+    tables = (_table(name, reports) for name, reports in found.items())
+    command.print_report({**settings, **measured}, state, *tables, *_lines(taught, speeds))
+    if page is not None:
+        write_text(page, page_with_tables(page, {"students": student_table(found)}))
 
 
-def _distill(teacher: Run, out: Path, arch: str, unlabelled: Path | None, epochs: int, seed: int) -> DistillationReport:
-    settings = DistillSettings(arch=arch, unlabelled=None if unlabelled is None else str(unlabelled))
+def _distill(teacher: Run, out: Path, unlabelled: Path | None, epochs: int, seed: int) -> DistillationReport:
+    settings = DistillSettings(arch=_STUDENT, unlabelled=None if unlabelled is None else str(unlabelled))
     return distill_run(teacher.path, settings, out, {"epochs": epochs, "seed": seed})
 
 
@@ -125,6 +128,14 @@ def measure_speeds(teacher: Run, student: Run) -> dict[str, float]:
 
 def _models(run: Run) -> list[nn.Module]:
     return [model_from_checkpoint(member, run.checkpoint(member)) for member in run.members()]
+
+
+def _lines(taught: Scores, speeds: dict[str, float]) -> tuple[str, str]:
+    ratio = speeds["student"] / speeds["vote"]
+    return (
+        f"images/s: vote {speeds['vote']:,.0f}, student {speeds['student']:,.0f}, {ratio:.1f} times as many",
+        f"the vote is right for {taught.accuracy:.1%} of its training images",
+    )
 
 
 def _table(name: str, reports: list[DistillationReport]) -> Table:

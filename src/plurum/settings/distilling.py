@@ -30,6 +30,8 @@ class DistillSettings(Settings):
         pretrained: If True, start from timm's pretrained weights (downloads them). Inputs are normalised as in RUN.
         temperature: Temperature of the loss: above 1, the student imitates improbable classes more (Hinton, Vinyals &
             Dean, arXiv 1503.02531).
+        label_weight: Weight of the labels in the loss, 0 to below 1; the rest is that of the vote. With 0, the student
+            only imitates the vote, as it does on images without labels.
         unlabelled: Images without labels, on which the student imitates the vote too: a folder, or a .csv manifest with
             a column `path` and, if known, `patient`. Leave out patients of the run.
         no_comparison: If True, do not train the same architecture on labels alone for comparison.
@@ -39,6 +41,7 @@ class DistillSettings(Settings):
     arch: Annotated[Text, Option(metavar="ARCH")]
     pretrained: bool = False
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
     unlabelled: Annotated[Text | None, Option(metavar="PATH")] = None
     no_comparison: bool = False
     add: Annotated[Text | None, Option(metavar="NAME")] = None
@@ -51,8 +54,8 @@ class DistillSettings(Settings):
             given: Training settings that differ from those; `STUDENT_FIELDS` lists the possible ones.
         """
         kept = {name: value for name, value in of_run.model_dump().items() if not _is_of_members(name)}
-        # A student has no labels to balance or to smooth.
-        fixed = {"archs": (self.arch,), "pretrained": self.pretrained, "balance": "none", "label_smoothing": 0.0}
+        # The vote is calibrated for classes as frequent as in the labels.
+        fixed = {"archs": (self.arch,), "pretrained": self.pretrained, "balance": "none"}
         return settings_from(TrainSettings, **{"seed": of_run.seed, **kept, **fixed, **given})
 
 

@@ -54,17 +54,27 @@ def test_labelled_and_unlabelled_images_are_different(fashion: Path, tmp_path: P
 def test_students_are_compared_on_the_test_images(
     fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- students -->\n<!-- /students -->\n")
+
     def run() -> dict[str, Any]:
-        distillation(fashion, tmp_path / "work", "test_byobnet", 120, 60, 1, 1)
+        distillation(fashion, tmp_path / "work", 120, 60, 1, 1, page)
         report: dict[str, Any] = json.loads(capsys.readouterr().out)
         return report
 
     found = run()
-    assert set(found["cases"]) == {"training images", "training images, and others without labels"}
+    assert set(found["cases"]) == {"120 training images", "and 60 images without labels"}
     (alone,), (more,) = found["cases"].values()
     assert alone["images"] == {"labelled": 120, "unlabelled": 0}
     assert more["images"] == {"labelled": 120, "unlabelled": 60}
     assert alone["student"]["images"] == alone["labels"]["images"] == 60
     assert found["vote_on_training_images"]["images"] == 120
     assert found["images_per_s"].keys() == {"vote", "student"}
+    table = page.read_text().splitlines()[1:-1]
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        "| vote",
+        *("| on labels, seed 0", "| **student**, 120 training images, seed 0"),
+        *("| on labels, seed 0", "| **student**, and 60 images without labels, seed 0"),
+    ]
+    assert f" | {alone['student']['nll']:.4f} | " in table[4]
     assert run()["cases"] == found["cases"]

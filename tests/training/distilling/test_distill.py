@@ -23,14 +23,14 @@ from tests.cli.command_line import CommandLine
 from tests.sample_runs.trained_run import SETTINGS
 
 ARCH = "test_byobnet"
-ALONE = DistillSettings(arch=ARCH, no_comparison=True)
+ALONE = DistillSettings(arch=ARCH, no_comparison=True, label_weight=0)
 
 
 @pytest.fixture(scope="module")
 def student(teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, DistillationReport]:
     """Run of a student, and its report."""
     out = tmp_path_factory.mktemp("student") / "run"
-    return Run(out), distill_run(teacher.path, DistillSettings(arch=ARCH), out)
+    return Run(out), distill_run(teacher.path, DistillSettings(arch=ARCH, label_weight=0), out)
 
 
 def scramble(teacher: Run, folder: Path) -> Run:
@@ -88,12 +88,12 @@ def test_neither_labels_nor_test_images_nor_interruptions_change_a_student(
     other, out, calls = scramble(teacher, tmp_path / "teacher"), tmp_path / "run", 0
     imitate = Teacher.__call__
 
-    def fail_once(self: Teacher, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def fail_once(self: Teacher, *batch: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 15:
             raise KeyboardInterrupt
-        return imitate(self, images, logits)
+        return imitate(self, *batch)
 
     monkeypatch.setattr(Teacher, "__call__", fail_once)
     with pytest.raises(KeyboardInterrupt):
@@ -107,12 +107,21 @@ def test_neither_labels_nor_test_images_nor_interruptions_change_a_student(
     assert report.labels is None
 
 
+def test_labels_change_a_student_that_learns_them(teacher: Run, tmp_path: Path) -> None:
+    settings = ALONE.model_copy(update={"label_weight": 0.5})
+    runs = [teacher, scramble(teacher, tmp_path / "teacher")]
+    for number, run in enumerate(runs):
+        distill_run(run.path, settings, tmp_path / str(number), {"epochs": 1})
+    one, other = (Run(tmp_path / str(number)).members()[0].sha256 for number in range(len(runs)))
+    assert one != other
+
+
 def test_a_finished_student_is_not_trained_again(
     student: tuple[Run, DistillationReport], teacher: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Teacher, "__call__")
     run, report = student
-    assert distill_run(teacher.path, DistillSettings(arch=ARCH), run.path) == report
+    assert distill_run(teacher.path, DistillSettings(arch=ARCH, label_weight=0), run.path) == report
 
 
 def test_another_student_or_a_training_does_not_replace_it(
@@ -121,7 +130,9 @@ def test_another_student_or_a_training_does_not_replace_it(
     run, _ = student
     before = run.settings_file.read_bytes()
     with pytest.raises(OutputError, match="--out: expected a new folder, or the student of the same vote"):
-        distill_run(teacher.path, DistillSettings(arch=ARCH, temperature=2), run.path)
+        distill_run(teacher.path, DistillSettings(arch=ARCH, label_weight=0, temperature=2), run.path)
+    with pytest.raises(OutputError, match="--out: expected a new folder, or the student of the same vote"):
+        distill_run(teacher.path, DistillSettings(arch=ARCH), run.path)
     with pytest.raises(OutputError, match="is a student of plurum distill"):
         train_run(str(archive), SETTINGS, run.path)
     assert run.settings_file.read_bytes() == before
@@ -134,8 +145,10 @@ def test_training_settings_are_those_of_the_run_unless_given(
     assert started.settings == SETTINGS.model_copy(update={"archs": (ARCH,)})
     assert started.distillation is not None
     assert started.distillation.run == str(teacher.path)
-    given = ALONE.student_settings(SETTINGS.model_copy(update={"balance": "weights"}), {"epochs": 7, "mixup": 0.2})
-    assert (given.epochs, given.mixup, given.batch_size, given.balance) == (7, 0.2, SETTINGS.batch_size, "none")
+    of_run = SETTINGS.model_copy(update={"balance": "weights", "label_smoothing": 0.1})
+    given = ALONE.student_settings(of_run, {"epochs": 7, "mixup": 0.2})
+    assert (given.epochs, given.mixup, given.batch_size) == (7, 0.2, SETTINGS.batch_size)
+    assert (given.balance, given.label_smoothing) == ("none", 0.1)
 
 
 def test_a_student_becomes_a_member_of_the_run(
@@ -146,9 +159,9 @@ def test_a_student_becomes_a_member_of_the_run(
     started = json.loads((out / "run.json").read_text())
     started["distillation"]["run"] = str(whole.path)
     (out / "run.json").write_text(json.dumps(started))
-    command = ("distill", whole.path, "--arch", ARCH, "--out", out)
+    command = ("distill", whole.path, "--arch", ARCH, "--label-weight", 0, "--out", out)
     with pytest.raises(OutputError, match=r"--add: .* has a member 'test_resnet' already"):
-        distill_run(whole.path, DistillSettings(arch=ARCH, add="test_resnet"), out)
+        distill_run(whole.path, DistillSettings(arch=ARCH, label_weight=0, add="test_resnet"), out)
     said = plurum.said(*command, "--add", "student")
     assert f"added to {whole.path} as student; next: plurum fit {whole.path} --cascade" in said
     assert f"next: plurum fit {out}" in said
@@ -182,6 +195,7 @@ def test_mistakes_give_one_line_and_leave_nothing(
         "distill", teacher.path, "--arch", "nonsense", "--out", out
     )
     assert "--temperature: " in plurum.refused("distill", teacher.path, *command, "--temperature", 0)
+    assert "--label-weight: " in plurum.refused("distill", teacher.path, *command, "--label-weight", 1)
     assert "is neither a folder of images" in plurum.refused(
         "distill", teacher.path, *command, "--unlabelled", tmp_path / "missing"
     )

@@ -54,10 +54,29 @@ def test_a_student_that_agrees_with_the_vote_has_nothing_to_learn(teacher: Run, 
     imitated = Teacher(teacher, teacher.ensemble(), teacher.data().image, temperature)
     images = normalised(teacher)
     logits = torch.from_numpy(np.log(imitated.predict(images))).float().requires_grad_()
-    imitated(images, logits).backward()
+    labels = torch.zeros_like(logits)
+    imitated(images, logits, labels).backward()
     assert logits.grad is not None
     assert logits.grad.abs().max() < 1e-4
     apart = torch.zeros_like(logits, requires_grad=True)
-    imitated(images, apart).backward()
+    imitated(images, apart, labels).backward()
     assert apart.grad is not None
     assert apart.grad.abs().max() > 1e-2
+
+
+def test_a_label_counts_by_the_label_weight_and_its_fraction(teacher: Run) -> None:
+    images = normalised(teacher)[:4]
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    # One class, two classes, mixed half with an image without a label, and without a label.
+    targets = torch.tensor([[1.0, 0, 0, 0], [0, 0.25, 0, 0.75], [0, 0, 0.5, 0], [0, 0, 0, 0]])
+    weights = 0.3 * torch.tensor([1.0, 1, 0.5, 0])
+
+    def losses(label_weight: float) -> torch.Tensor:
+        loss = Teacher(teacher, teacher.ensemble(), teacher.data().image, 2.0, label_weight, label_smoothing=0.1)
+        found = [loss(images[[row]], logits[[row]], targets[[row]]) for row in range(4)]
+        torch.testing.assert_close(loss(images, logits, targets), torch.stack(found).sum())
+        return torch.stack(found)
+
+    labels = torch.tensor([[1.0, 0, 0, 0], [0, 0.25, 0, 0.75], [0, 0, 1, 0], [0, 0, 0, 0]])
+    on_labels = -((0.9 * labels + 0.1 / 4) * logits.log_softmax(dim=1)).sum(dim=1)
+    torch.testing.assert_close(losses(0.3), weights * on_labels + (1 - weights) * losses(0.0))
