@@ -61,10 +61,11 @@ def cached_path(uri: str) -> Path:
 
 def display_name(path: str) -> str:
     """Return the address of a file in the cache, or the path of any other file."""
-    try:
-        scheme, bucket, *key = Path(path).relative_to(_root()).parts
-    except ValueError:
+    # Not by pathlib, which keeps the parts of every path in memory.
+    root = f"{_root()}/"
+    if not path.startswith(root):
         return path
+    scheme, bucket, *key = path.removeprefix(root).split("/")
     return f"{scheme}://{'/'.join((bucket, *(part for part in key if not part.startswith('?'))))}"
 
 

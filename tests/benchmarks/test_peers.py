@@ -371,7 +371,7 @@ def test_peers_that_predict_alike_are_measured_and_the_others_left_out(
     assert "differ from PyTorch" in reasons["wrong"] or "as PyTorch predicts" in reasons["wrong"]
     assert "pip could not install" in reasons["absent"]
     assert len(result.turns) == 4
-    assert "preprocess, test_resnet, voter" in next(one.setup for one in result.contenders if one.name == "plurum-http")
+    assert "preprocess, fused, labels" in next(one.setup for one in result.contenders if one.name == "plurum-http")
     assert _sleepers() == sleepers
 
 

@@ -147,7 +147,7 @@ def files_of(run: Path) -> dict[Path, int]:
 
 def test_a_second_run_uses_again_what_is_done(demo: Demo) -> None:
     before = files_of(demo.folder / "runs" / "demo")
-    assert len(before) == 6
+    assert len(before) == 7
     again = demo.again()
     assert files_of(demo.folder / "runs" / "demo") == before
     assert again.took_s < demo.took_s / 2

@@ -10,7 +10,7 @@ from plurum.errors import DataError, SettingsError
 from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
 from plurum.images.windows import WindowRule
 from plurum.manifests import fetch_data
-from plurum.remote_files import is_uri
+from plurum.remote_files import display_name, is_uri
 from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
@@ -69,6 +69,8 @@ def load_data(  # noqa: PLR0913 - one parameter per option
     """
     tiling = Tiling(tile_size, max_tiles, keeps_bits=window is not None) if tile_size is not None else None
     data = _load(fetch_data(source), seed, tiling, names or PatientNames(), skip=skip_unreadable)
+    # Images are named by their addresses, not by their places in the cache.
+    data = replace(data, table=replace(data.table, sources=tuple(map(display_name, data.table.sources))))
     if is_uri(source):
         data = replace(data, name=source)
     if not isinstance(window, Percentiles):

@@ -221,7 +221,7 @@ def test_a_long_table_ends_and_says_so(served: Server, scans: Path) -> None:
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(served: Server, scans: Path) -> None:
-    script = "import plurum.cli.predict.command as one; one._LINE_S = 0.01; from plurum.cli.main import run; run()"
+    script = "import plurum.cli.predict.progress as one; one._LINE_S = 0.01; from plurum.cli.main import run; run()"
     command = [sys.executable, "-c", script, "predict", str(scans), "--url", served.urls.grpc, "--json"]
     said = subprocess.run(command, capture_output=True, check=True).stderr.decode().splitlines()
     assert len(said) > 1
