@@ -17,7 +17,6 @@ from plurum.export.doctor import check_repository
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.graphs.stages import outputs_of_stages, verdict_from_stages
 from plurum.export.manifest import MANIFEST, is_exported_from, read_manifest
-from plurum.export.repository import selection
 from plurum.export.repository.configs import stage_files
 from plurum.export.settings import BUDGETS, EXECUTIONS, Execution
 from plurum.run import Run
@@ -27,6 +26,7 @@ from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, 
 from plurum.voting import decide_cascade, softmax
 from tests.cascades.linear_cascade import cascade_of
 from tests.cascades.stage_models import run_on_cpu
+from tests.sample_runs.copied_graphs import graphs_copied_from
 from tests.serving.servers import FREE
 
 FP32 = ExportSettings(max_batch_size=8)
@@ -52,11 +52,7 @@ def with_cascade(ensemble: Ensemble) -> Ensemble:
 def quick(repository: Path) -> Iterator[None]:
     """Take the members' graphs of the shared repository: tracing them is slow."""
 
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "onnx_from_model", copied)
+    with graphs_copied_from(repository):
         yield
 
 

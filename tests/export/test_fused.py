@@ -20,13 +20,13 @@ from tritonclient.utils import InferenceServerException
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.graphs.fused import VoteModel, fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.runtimes import onnx_session
-from plurum.export.repository import selection
 from plurum.onnx_graphs.export import onnx_from_module
 from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
 from tests.model_repository.expected_outputs import float_outputs
+from tests.sample_runs.copied_graphs import graphs_copied_from
 from tests.serving.voter_counts import wait_for_counts
 
 FUSED_OUTPUTS = VoteModel(VotingRule((1.0,))).outputs
@@ -140,12 +140,7 @@ def test_nan_of_a_member_reaches_the_output() -> None:
 def fused_repository(run: Run, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fused") / "model_repository"
 
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Tracing the members is slow.
-        patch.setattr(selection, "onnx_from_model", copied)
+    with graphs_copied_from(repository):
         exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, form="chain", fused=True))
     assert [parity.subject for parity in exported.parities][-1] == "ensemble_fused"
     assert exported.parities[-1].max_difference <= 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib.resources import files
@@ -29,6 +28,7 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
 from tests.cli.command_line import CommandLine
+from tests.sample_runs.copied_graphs import graphs_copied_from
 
 # The shared run's members have hardly learnt, so small changes flip their predictions.
 EVEN = np.full((4, 2), 0.5)
@@ -45,11 +45,7 @@ def config_of(repository: Path, model: str) -> Any:
 def exported_once(repository: Path) -> Iterator[None]:
     """Take the members' FP32 graphs from the shared repository, because tracing them is slow."""
 
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "onnx_from_model", copied)
+    with graphs_copied_from(repository):
         yield
 
 

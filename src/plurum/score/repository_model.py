@@ -165,6 +165,11 @@ def graph_files(repository: Path) -> list[Path]:
     # TensorRT's plan is made from the same file.
     files = [folder / "1" / name for name in stages or ["model.onnx"]]
     if not all(file.is_file() for file in files):
+        if stages and all((repository / name / "config.pbtxt").is_file() for name in stages):
+            raise RepositoryError(
+                f"{repository}: expected graphs of stages in fused/1, got models of stages, which only Triton runs. "
+                "Give --url, or export for CPUs."
+            )
         raise missing
     return files
 

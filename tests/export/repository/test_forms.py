@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ import tritonclient.grpc
 from plurum.errors import SettingsError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
-from plurum.export.repository import fusion, selection
+from plurum.export.repository import fusion
 from plurum.export.repository.forms import ServedForm, choose_form, without_unserved_cascade
 from plurum.export.repository.fusion import fused_backend
 from plurum.export.settings import EXECUTIONS, Execution
@@ -24,6 +23,7 @@ from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.staging import read_config
 from plurum.voting import softmax
 from tests.cascades.linear_cascade import ENSEMBLES
+from tests.sample_runs.copied_graphs import graphs_copied_from
 
 CASCADE = next(iter(ENSEMBLES.values()))
 FP32, BF16, INT8, INT8_OPENVINO = EXECUTIONS["cpu"]
@@ -109,12 +109,7 @@ def usual(run: Run, repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Repository that export writes with its own settings, except for the largest batch."""
     out = tmp_path_factory.mktemp("usual") / "model_repository"
 
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Tracing the members is slow.
-        patch.setattr(selection, "onnx_from_model", copied)
+    with graphs_copied_from(repository):
         exported = repository_from_run(run, out, ExportSettings(max_batch_size=8))
         again = repository_from_run(run, out, ExportSettings(max_batch_size=8))
     assert exported.form.name == "fused"
