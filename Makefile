@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
 GPU := $(if $(shell command -v nvidia-smi),or gpu,and not gpu)
-AGAIN := --reruns 1 -rR --durations=15
+# Tests work with real processes and servers: one that fails is run once more, and the summary lists it (RERUN).
+PYTEST = $(BIN)/python -m pytest --reruns 1 -rR
 
 .PHONY: demo test test-fast measure-tests lint docs dist format clean
 .DEFAULT_GOAL := help
@@ -23,12 +24,14 @@ help:
 demo: $(VENV)/.all
 	$(BIN)/plurum demo
 
+# Failed tests (code 1) don't keep the next stage from running; Ctrl-C does. The last stage runs its tests one after
+# another, because they measure times or share a GPU.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
-	@# Real servers on a busy machine: a test that fails is run once more, and the summary lists it (RERUN).
-	$(BIN)/python -m pytest -n 3 $(AGAIN) -m "(slow or triton) and not (timing or gpu)"
-	@# One after another, because they measure times or share a GPU.
-	$(BIN)/python -m pytest -n 0 $(AGAIN) -m "(slow or triton) and timing $(GPU)"
+	@failed=0; stage() { set -x; $(PYTEST) "$$@" || { code=$$?; [ $$code = 1 ] || exit $$code; failed=1; }; }; \
+	stage; \
+	stage -n 3 --durations=15 -m "(slow or triton) and not (timing or gpu)"; \
+	stage -n 0 --durations=15 -m "(slow or triton) and timing $(GPU)"; \
+	exit $$failed
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast

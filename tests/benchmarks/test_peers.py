@@ -45,6 +45,7 @@ from plurum.errors import PlurumError, ServerError
 from plurum.run import Run
 from plurum.spec import ImageSpec, Voting
 from tests.client.stub_server import StubResponse, http_server
+from tests.serving.waiting import wait_until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
@@ -192,7 +193,8 @@ def test_descendants_are_found_whatever_they_forget() -> None:
                 one.kill()
     assert process.pid in {one.pid for one in found}
     assert len(found) == 3
-    assert not marked_processes("MARK", "x1")
+    # A killed process takes a moment to end.
+    wait_until(lambda: not marked_processes("MARK", "x1"))
 
 
 def peer(name: str, *arguments: str, app: str = "", requirements: tuple[str, ...] = ()) -> Peer:
