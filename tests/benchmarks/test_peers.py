@@ -38,12 +38,10 @@ from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import PeersPlan, disagreement, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.processes import PeerServer, free_port, marked_processes
-from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
-from plurum.benchmarks.peers.trained import run_with_mean_vote
+from plurum.benchmarks.peers.result import Accuracy, PeersResult, csv_from_result, markdown_from_result
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.errors import PlurumError, ServerError
-from plurum.run import Run
-from plurum.spec import ImageSpec, Voting
+from plurum.spec import ImageSpec
 from tests.client.stub_server import StubResponse, http_server
 from tests.serving.waiting import wait_until
 
@@ -244,7 +242,7 @@ def made_up() -> PeersResult:
         for name in rates
     ]
     fields = {"members": ["test_resnet"], "size": 32, "image_bytes": 1234, "spread": 0.1, "seconds": 1, "rounds": 3}
-    fields |= {"tolerance": 0.001, "left_out": [{"name": "ray-serve", "reason": "no wheel"}], "accuracy": {}}
+    fields |= {"tolerance": 0.001, "left_out": [{"name": "ray-serve", "reason": "no wheel"}]}
     fields |= {"machine": {"processor": "one", "cores": 2, "load_1min": 0.1}, "versions": {}}
     return PeersResult.model_validate(fields | {"contenders": peers, "turns": turns})
 
@@ -255,14 +253,37 @@ def test_the_table_holds_medians_both_sides_of_each_ratio_and_who_is_missing() -
     assert len({len(row) for row in rows}) == 1
     assert rows[2][:4] == ["**Ours**", "18.0 (10.0 to 20.0)", "200", "302"]
     assert rows[3][0] == "Flask"
-    assert rows[3][-1] == "2.00"
+    assert rows[3][-1] == "2.00 (tie)"
     assert "Left out: ray-serve: no wheel." in table
     assert "Accuracy" not in table
-    told = made_up().model_copy(update={"accuracy": {"FP32": 0.975, "served": 0.9742}})
-    assert "Accuracy on test images: FP32 97.5%, served 97.4%." in markdown_from_result(told)
+    accuracy = Accuracy(
+        images=1000, full=0.975, served=0.9742, loss=0.0008, loss_interval=(-0.001, 0.002), same_label=0.99, settled=0.9
+    )
+    told = markdown_from_result(made_up().model_copy(update={"accuracy": accuracy, "settled": 0.91, "tolerance": 1.0}))
+    assert (
+        "all members in FP32 97.5%, served 97.4%, 0.08 points lower (-0.10 to 0.20); the same label for 99.0%" in told
+    )
+    assert "Settled before the last stage: 90.0% of the test images, 91.0% of the images in the turns." in told
+    assert "within" in table
+    assert "within" not in told
     found = list(csv.DictReader(io.StringIO(csv_from_result(made_up()))))
     assert len(found) == 12
     assert (found[0]["images_per_s"], found[0]["requests"], found[0]["p50_ms"]) == ("8.000", "3", "200.000")
+
+
+def test_the_spread_over_starts_decides_what_is_a_tie() -> None:
+    one = made_up()
+    assert one.is_tie("flask", "ours", 8)
+    assert "2.00 (tie)" in markdown_from_result(one)
+    turns = [turn for turn in one.turns if turn.round < 3]
+    again = [turn.model_copy(update={"start": 2, "images_per_s": turn.images_per_s + 1}) for turn in reversed(turns)]
+    both = one.model_copy(update={"turns": (*turns, *again), "starts": 2, "rounds": 2})
+    assert both.rates("ours", 8) == [19.0, 20.0]
+    assert both.rate("flask", 1) == 9.0
+    assert not both.is_tie("flask", "ours", 8)
+    table = markdown_from_result(both)
+    assert "(tie)" not in table
+    assert "2 fresh starts of everything, 2 turns of 1 s each" in table
 
 
 def test_the_picture_has_a_row_for_each() -> None:
@@ -288,6 +309,9 @@ def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
         ({"peer": ["django"]}, "--peer: expected one of flask"),
         ({"page": Path("none.md")}, "expected a page with the marks"),
         ({"out": Path(__file__).parent}, "expected a new folder or one with earlier results"),
+        ({"cascade": True}, "--cascade: expected --trained with it"),
+        ({"served": "int8"}, "--served: expected --trained with it"),
+        ({"trained": True, "fashion": Path()}, "--fashion: expected --cascade with it"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -303,18 +327,18 @@ def test_quick_settings_shorten_training_and_turns(tmp_path: Path, monkeypatch: 
         seen.append(plan)
         raise ServerError("enough")
 
-    def train(work: Path, *_: object, quick: bool) -> tuple[None, None]:
-        seen.append((work.name, quick))
+    def train(work: Path, *_: object, quick: bool, served: str, **_others: object) -> tuple[None, None]:
+        seen.append((work.name, quick, served))
         return None, None
 
     monkeypatch.setattr(peers_command, "trained_material", train)
-    monkeypatch.setattr(peers_command, "accuracy_of", lambda *_: {})
+    monkeypatch.setattr(peers_command, "accuracy_of", lambda *_: None)
     monkeypatch.setattr(peers_command, "measure_peers", measure)
     for quick in (True, False):
         with pytest.raises(ServerError, match="enough"):
             peers(work=tmp_path, out=tmp_path / "out", trained=True, quick=quick)
     (first, short), (second, long) = seen[:2], seen[2:]
-    assert (first, second) == (("trained-quick", True), ("trained", False))
+    assert (first, second) == (("trained-quick", True, "fp32"), ("trained", False, "tuned"))
     assert (short.clients, short.rounds, short.seconds) == ((8,), 1, 2.0)
     assert (long.clients, long.rounds, long.seconds) == ((8, 1), 3, 5.0)
 
@@ -365,27 +389,19 @@ def test_peers_that_predict_alike_are_measured_and_the_others_left_out(
     material = material_of(tmp_path / "work", ["test_resnet"], 64, None, lambda _: None)
     sleepers = _sleepers()
     wanted = (peer("right", app=APP), peer("wrong", "wrong", app=APP), peer("absent", requirements=("./nowhere",)))
-    result = measure_peers(PeersPlan(wanted, (2,), 1, 0.3), material, lambda _: None)
+    result = measure_peers(PeersPlan(wanted, (2,), 1, 0.3, starts=2), material, lambda _: None)
     assert {one.name for one in result.contenders} == {"right", "plurum-http", "plurum-grpc", "plurum-fused"}
     assert all(one.difference < 1e-4 for one in result.contenders)
     assert result.spread > 1e-3
     reasons = {one.name: one.reason for one in result.left_out}
     assert "differ from PyTorch" in reasons["wrong"] or "as PyTorch predicts" in reasons["wrong"]
     assert "pip could not install" in reasons["absent"]
-    assert len(result.turns) == 4
+    assert len(result.turns) == 8
+    assert {turn.start for turn in result.turns} == {1, 2}
+    assert result.settled is None
     assert "preprocess, fused, labels" in next(one.setup for one in result.contenders if one.name == "plurum-http")
     assert _sleepers() == sleepers
 
 
 def _sleepers() -> int:
     return sum(one.info["cmdline"] == ["sleep", "600"] for one in psutil.process_iter(["cmdline"]))
-
-
-def test_trained_members_vote_as_their_peers_do(run: Run, tmp_path: Path) -> None:
-    plain = run_with_mean_vote(run, tmp_path / "mean")
-    fitted, ensemble = run.ensemble(), plain.ensemble()
-    assert ensemble.members == fitted.members
-    assert ensemble.voting == Voting(weights=(1 / len(fitted.members),) * len(fitted.members))
-    assert plain.checkpoint(ensemble.members[0]).read_bytes() == run.checkpoint(fitted.members[0]).read_bytes()
-    assert run.ensemble() == fitted
-    assert run_with_mean_vote(run, tmp_path / "mean").ensemble() == ensemble

@@ -12,7 +12,7 @@ from PIL import Image
 
 from plurum.benchmarks.claims.distillation import material
 from plurum.benchmarks.claims.distillation.__main__ import distillation
-from plurum.benchmarks.claims.distillation.material import write_material
+from plurum.benchmarks.tools.fashion import write_material
 from plurum.errors import DataError
 from tests.training.data_files import write_mnist
 
