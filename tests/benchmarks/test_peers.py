@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from plurum.benchmarks.peers import __main__ as peers_command
 from plurum.benchmarks.peers import environment
-from plurum.benchmarks.peers.__main__ import page_with_table, peers
+from plurum.benchmarks.peers.__main__ import _write, peers
 from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.catalogue import PEERS, Peer
 from plurum.benchmarks.peers.environment import python_with
@@ -307,7 +307,7 @@ def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
     ("options", "reason"),
     [
         ({"peer": ["django"]}, "--peer: expected one of flask"),
-        ({"page": Path("none.md")}, "expected a page with the marks"),
+        ({"page": Path("none.md")}, "--page: expected a page with the marks <!-- untuned -->"),
         ({"out": Path(__file__).parent}, "expected a new folder or one with earlier results"),
         ({"cascade": True}, "--cascade: expected --trained with it"),
         ({"served": "int8"}, "--served: expected --trained with it"),
@@ -363,15 +363,19 @@ def test_the_peers_on_the_page_are_there() -> None:
     assert set(re.findall(r"--peer (\S+)", text)) <= {one.name for one in PEERS}
 
 
-def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
+def test_a_page_gets_its_table_and_picture_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "peers.md"
     shutil.copyfile(DOCS / "peers.md", page)
     before = page.read_text(encoding="utf-8")
-    once = page_with_table(page, "| a |\n")
-    assert "](images/page/peers.png)\n\n| a |\n\n<!-- peers: end -->" in once
-    assert once.startswith(before[:200])
-    page.write_text(once, encoding="utf-8")
-    assert page_with_table(page, "| b |\n") == once.replace("| a |", "| b |")
+    _write(made_up(), tmp_path / "out", page, "cascade-int8")
+    after = page.read_text(encoding="utf-8")
+    assert "](images/peers/cascade-int8.png)\n\n| | images/s, 8 clients" in after
+    assert (tmp_path / "images" / "peers" / "cascade-int8.png").read_bytes() == (
+        tmp_path / "out/peers.png"
+    ).read_bytes()
+    begin, end = "<!-- cascade-int8 -->\n", "<!-- /cascade-int8 -->"
+    assert after.partition(begin)[0] == before.partition(begin)[0]
+    assert after.partition(end)[2] == before.partition(end)[2]
 
 
 def test_jpegs_differ_in_colour() -> None:
