@@ -19,8 +19,8 @@ __all__ = ["Pixels", "encoded", "gradient", "png", "png_from_pixels", "seen", "t
 Pixels = npt.NDArray[np.uint8]
 
 
-def seen(data: bytes, side: int = 16, **options: Any) -> Pixels:
-    return pixels_from_image(open_image(data), height=side, width=side, **options)
+def seen(data: bytes, side: int = 16, reduce_to: tuple[int, int] | None = None, **options: Any) -> Pixels:
+    return pixels_from_image(open_image(data, reduce_to=reduce_to), height=side, width=side, **options)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
