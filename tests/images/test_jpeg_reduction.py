@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from plurum.benchmarks.claims.images.reduction import reduction
 from plurum.images import UnreadableImageError, decoding_from_spec, open_image, reduction_of, structure_of
 from plurum.images.decoder import Decoder
-from tests.images.image_files import Pixels, encoded, gradient, seen
+from tests.docs.pages import text_of
+from tests.images.image_files import Pixels, encoded, photograph, seen
 
 TARGET = (16, 16)
-
-
-def photograph(width: int = 256, height: int = 192) -> Image.Image:
-    """Return smooth colours with some noise."""
-    noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
-    ramp = np.asarray(Image.fromarray(gradient()).convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-    return Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8))
 
 
 def jpeg(image: Image.Image | None = None, **options: Any) -> bytes:
@@ -121,3 +117,15 @@ def test_an_older_image_spec_decodes_images_as_wholes() -> None:
     image = {"height": 16, "width": 24}
     assert decoding_from_spec(image) == {"window": None, "reduce_to": None}
     assert decoding_from_spec(image | {"reduced_decoding": True})["reduce_to"] == (16, 24)
+
+
+def test_the_command_of_the_page_measures_time_and_pixels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\npython -m plurum.benchmarks.claims.images.reduction\n" in text_of("data.md")
+    reduction(image_size=32, width=512, rounds=1)
+    report = json.loads(capsys.readouterr().out)
+    assert all(min(times["whole"], times["reduced"]) > 0 for times in report["ms"].values())
+    photographs = [found for name, found in report["changes"].items() if name.startswith("photograph of")]
+    assert [found["4"]["within"] for found in photographs] == [1, 1]
+    plate = report["changes"]["zone plate"]
+    assert plate["4"]["within"] == 0
+    assert plate["2"]["mean"] > plate["3"]["mean"] > plate["4"]["mean"] > plate["4"]["jpeg_mean"]

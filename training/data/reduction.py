@@ -61,4 +61,5 @@ def _changes(data: LabelledImages, row: int, reduced: ImageSpec) -> npt.NDArray[
     except (ImageError, UnreadableImageError):
         # `store_data` reports it.
         return None
-    return np.abs(small - whole)
+    changes: npt.NDArray[np.int16] = np.abs(small - whole)
+    return changes
