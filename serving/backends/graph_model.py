@@ -210,7 +210,9 @@ def _is_full(request: Any) -> bool:
     Raises:
         TypeError: its parameter is not a Boolean.
     """
-    stated = json.loads(request.parameters() or "{}").get(_FULL, False)
+    parameters = request.parameters()
+    # Nearly all requests have none.
+    stated = json.loads(parameters).get(_FULL, False) if _FULL in parameters else False
     if not isinstance(stated, bool):
         raise TypeError(f"{_FULL}: expected true or false, got {stated!r}")
     return stated
