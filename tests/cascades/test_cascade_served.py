@@ -186,11 +186,11 @@ def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
     assert "no vote: NaN from one" in str(answers[3])
 
 
-def replace_last_stage(repository: Path, code: str) -> Any:
-    """Let a Python model with this code be the last stage, and return its config."""
+def replace_last_stage(repository: Path, statement: str) -> Any:
+    """Let a Python model be the last stage, which runs a statement for images in doubt; return its config."""
     last = repository / "stage_2"
     (last / "1" / "model.onnx").unlink()
-    (last / "1" / "model.py").write_text(code, encoding="utf-8")
+    (last / "1" / "model.py").write_text(_LAST_STAGE.replace("STATEMENT", statement), encoding="utf-8")
     stage = read_config(last)
     stage.backend = "python"
     stage.ClearField("default_model_filename")
@@ -201,7 +201,7 @@ def replace_last_stage(repository: Path, code: str) -> Any:
 def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
     """The model of the last stage returns an error, except for probes; the other stages answer in the same batch."""
     repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
-    replace_last_stage(repository, _FAILING)
+    replace_last_stage(repository, "return pb_utils.InferenceResponse(error=pb_utils.TritonError('out of order'))")
     config = read_config(repository / "fused")
     batch_four(repository, config)
     images = [MIXED[:1], MIXED[1:2], MIXED[2:3], MIXED[3:4]]
@@ -215,7 +215,7 @@ def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
 
 def test_a_full_queue_of_a_stage_is_no_fault_of_the_server(tmp_path: Path) -> None:
     repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
-    stage = replace_last_stage(repository, _WAITING.format(released=tmp_path / "released"))
+    stage = replace_last_stage(repository, f"while not Path('{tmp_path / 'released'}').exists(): time.sleep(0.05)")
     stage.dynamic_batching.default_queue_policy.max_queue_size = 1
     (repository / "stage_2" / "config.pbtxt").write_text(text_of(stage), encoding="utf-8")
     config = read_config(repository / "fused")
@@ -240,34 +240,8 @@ def test_a_full_queue_of_a_stage_is_no_fault_of_the_server(tmp_path: Path) -> No
     assert re.search("cascade: stage_2: .*Exceeds maximum queue size", str(refused[0]))
 
 
-_FAILING = """
-import json
-
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        self.outputs = json.loads(args["model_config"])["output"]
-
-    def execute(self, requests):
-        return [self._respond(request) for request in requests]
-
-    def _respond(self, request):
-        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
-        if (pixels != 128).any():
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError("out of order"))
-        return pb_utils.InferenceResponse([self._zeros(one, len(pixels)) for one in self.outputs])
-
-    def _zeros(self, one, batch):
-        kind = pb_utils.triton_string_to_numpy(one["data_type"])
-        return pb_utils.Tensor(one["name"], np.zeros((batch, *one["dims"]), kind))
-"""
-
-
-# Computes zeros, for other images than a probe's only when a file exists.
-_WAITING = """
+# Computes zeros, for other images than a probe's only after a statement.
+_LAST_STAGE = """
 import json
 import time
 from pathlib import Path
@@ -285,8 +259,8 @@ class TritonPythonModel:
 
     def _respond(self, request):
         pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
-        while (pixels != 128).any() and not Path("{released}").exists():
-            time.sleep(0.05)
+        if (pixels != 128).any():
+            STATEMENT
         return pb_utils.InferenceResponse([self._zeros(one, len(pixels)) for one in self.outputs])
 
     def _zeros(self, one, batch):
