@@ -135,7 +135,7 @@ class LabelledImages:
         """Decode every image once and return the properties of each.
 
         Args:
-            image: Size, colour mode, resize rule and window of the pixels in `out`.
+            image: Size, colour mode, resize rule, window and reduced decoding of the pixels in `out`.
             out: Array for the pixels of readable images, `[images, height, width, 3]`.
         """
         window = self.window if image is None else image.window

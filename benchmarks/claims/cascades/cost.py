@@ -73,9 +73,9 @@ def repository_with_stage(work: Path, archs: list[str], size: int, progress: com
     plain = random_repository(work, archs, size, _BATCH, progress)
     ensemble = read_ensemble(plain / "ensemble.json")
     graphs = {member.name: plain / member.name / "1" / "model.onnx" for member in ensemble.members}
-    folder, how = work / "openvino_int8", "openvino"
-    graphs = quantise(graphs, folder, size, progress, how)
-    return _repository(_with_stage(ensemble, 0.0), graphs, folder / "settled", how, progress)
+    folder = work / "openvino_int8"
+    graphs = quantise(graphs, folder, size, progress, "openvino")
+    return _repository(_with_stage(ensemble, 0.0), graphs, folder / "settled", "openvino", progress)
 
 
 def _rates(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,10 +95,10 @@ def _spent(server: PlurumProcess, requests: Sequence[bytes], seconds: float) -> 
     roles = roles_of(server)
     before = {process: processor_s(process) for process in roles}
     images = closed_loop(server.urls["http"], requests, _CLIENTS, seconds).requests + _CLIENTS
-    spent: Counter[str] = Counter()
+    spent = dict.fromkeys(roles.values(), 0.0)
     for process, role in roles.items():
         spent[role] += 1000 * (processor_s(process) - before[process]) / images
-    return dict(spent)
+    return spent
 
 
 def _alone(repository: Path, spec: ImageSpec) -> Spent:

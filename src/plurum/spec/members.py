@@ -55,9 +55,11 @@ class ImageSpec(Metadata):
         return {name: value for name, value in values.items() if name not in newer or value != newer[name]}
 
     def is_decoded_like(self, other: ImageSpec) -> bool:
-        """Return True if images are decoded by one rule for both: members may differ in size, mean and std."""
-        names = ("colour", "resize", "window", "reduced_decoding")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+        """Return True if images are decoded by one rule for both.
+
+        Members may differ in size, mean and std, and in reduced decoding, which hardly changes pixels.
+        """
+        return (self.colour, self.resize, self.window) == (other.colour, other.resize, other.window)
 
     @property
     def resizing(self) -> dict[str, Any]:
