@@ -230,9 +230,9 @@ def test_a_full_queue_of_a_stage_is_no_fault_of_the_server(tmp_path: Path) -> No
                     "ensemble_pixels", [request_of(MIXED[:1])], lambda result, error: arrived.put(error or result)
                 )
             # One request is being computed, and one waits for it.
-            answers = [arrived.get(timeout=20), arrived.get(timeout=20)]
+            answers = [arrived.get(timeout=60), arrived.get(timeout=60)]
             (tmp_path / "released").touch()
-            answers += [arrived.get(timeout=20), arrived.get(timeout=20)]
+            answers += [arrived.get(timeout=60), arrived.get(timeout=60)]
     refused = [one for one in answers if isinstance(one, InferenceServerException)]
     assert refused[:2] == answers[:2]
     assert len(refused) < 4
