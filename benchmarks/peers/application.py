@@ -66,7 +66,7 @@ class _Members:
 
     def predict(self, encoded: bytes) -> Prediction:
         """Return the label and the probabilities by class of one encoded image."""
-        return self.predict_image(open_image(encoded, window=self.image.window))
+        return self.predict_image(open_image(encoded, **self.image.decoding))
 
     def predict_image(self, image: Any) -> Prediction:
         """Return the label and the probabilities by class of an image that the framework has decoded."""

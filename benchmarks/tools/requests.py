@@ -110,7 +110,7 @@ def decode_pixels(image: bytes, spec: ImageSpec) -> Pixels:
     Raises:
         UnreadableImageError: The server would refuse the image.
     """
-    return pixels_from_image(open_image(image, window=spec.window), **spec.resizing)
+    return pixels_from_image(open_image(image, **spec.decoding), **spec.resizing)
 
 
 def bytes_element(content: bytes) -> bytes:

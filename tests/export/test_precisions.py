@@ -176,6 +176,13 @@ def test_int8_without_openvino_is_onnx_runtime_s(run: Run, tmp_path: Path, monke
     assert "int8 openvino was not built: package 'openvino' is not installed" in exported.artefacts[0].reason
 
 
+def test_an_export_without_openvino_offers_what_onnx_runtime_computes() -> None:
+    settings = ExportSettings(precision="auto", without_openvino=True)
+    assert settings.executions == (FP32, INT8)
+    with pytest.raises(SettingsError, match="expected fp32, int8 or auto with --without-openvino, got bf16"):
+        settings_from(ExportSettings, precision="bf16", without_openvino=True)
+
+
 def test_auto_tries_nothing_where_the_reference_is_wrong_already(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def _files_from_csv(path: Path) -> tuple[Path, ...]:
 
 def _pixels(file: Path, image: ImageSpec) -> npt.NDArray[np.uint8]:
     try:
-        opened = open_image(read_regular(file, MAX_IMAGE_BYTES), window=image.window)
+        opened = open_image(read_regular(file, MAX_IMAGE_BYTES), **image.decoding)
         return pixels_from_image(opened, **image.resizing)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from error

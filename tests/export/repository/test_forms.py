@@ -87,6 +87,7 @@ def test_openvino_computes_fp32_where_it_agrees(monkeypatch: pytest.MonkeyPatch)
     assert backend_of(FP32, INT8) == "onnxruntime"
     assert backend_of(INT8, INT8_OPENVINO) == "openvino"
     assert backend_of(FP32, target="gpu") == "tensorrt"
+    assert backend_of(FP32, without_openvino=True) == "onnxruntime"
     # Of a batch of four, the last row is wrong.
     answers = answers.copy()
     answers[3] = answers[3, ::-1]
