@@ -77,7 +77,11 @@ class ReleaseTally:
 
 @contextmanager
 def release_clients(
-    url: str, pixels: npt.NDArray[np.uint8], expected: dict[str, npt.NDArray[np.float32]], clients: int = 4
+    url: str,
+    pixels: npt.NDArray[np.uint8],
+    expected: dict[str, npt.NDArray[np.float32]],
+    clients: int = 4,
+    pause_s: float = 0.0,
 ) -> Iterator[ReleaseTally]:
     """Let clients send the same images continuously and tell releases apart while a `with` block lasts.
 
@@ -86,6 +90,7 @@ def release_clients(
         pixels: Images, uint8 `[images, height, width, 3]`, sent at random.
         expected: Probabilities of these images by release; see `probabilities_of`.
         clients: Number of clients.
+        pause_s: Pause of a client between a response and its next request, seconds.
     """
     tally, lock = ReleaseTally(), threading.Lock()
 
@@ -99,6 +104,7 @@ def release_clients(
         names = [name for name, of in expected.items() if np.abs(of[number] - found).max() <= _TOLERANCE]
         with lock:
             tally.counts[names[0] if len(names) == 1 else "mixed"] += 1
+        time.sleep(pause_s)
 
     with background_clients(send, clients):
         yield tally
