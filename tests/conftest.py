@@ -160,3 +160,18 @@ def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFacto
         return build_once(tmp_path_factory, f"detecting_int8_{backend}", export)
 
     return {"onnxruntime": build("onnxruntime"), "openvino": build("openvino")}
+
+
+@pytest.fixture(scope="session")
+def linear_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Repository of a cascade of linear members, with its graphs by stage; read-only."""
+    from plurum.export import repository_from_onnx
+    from tests.cascades.linear_cascade import ENSEMBLES, write_members
+
+    ensemble = ENSEMBLES["three stages with detectors"]
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        repository_from_onnx(ensemble, write_members(folder, ensemble), folder / "repository", 8)
+
+    return build_once(tmp_path_factory, "linear", build) / "repository"
