@@ -105,6 +105,11 @@ class Table:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folds: npt.NDArray[np.int64] | None = None
 
+    @property
+    def number_of_folds(self) -> int | None:
+        """Number of folds of the training images; None without folds."""
+        return None if self.folds is None else int(self.folds.max())
+
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of a split's images, ascending, int64."""
         return np.flatnonzero(np.asarray(self.splits) == split)

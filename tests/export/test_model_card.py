@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -323,6 +324,16 @@ def graphs_of(ensemble: Ensemble) -> list[PublishedGraph]:
         )
         for one in ensemble.members
     ]
+
+
+def test_a_card_says_what_was_chosen_out_of_fold(run: Run) -> None:
+    facts = facts_from_run(run)
+    assert facts.folds is None
+    card = card_from_repository(run.path, replace(facts, folds=3), graphs_of(run.ensemble()), ())
+    text = markdown_from_card(card)
+    assert re.search(r"\| train \| .* weights of the members; epoch, members and vote out of fold \|", text)
+    assert re.search(r"\| validation \| .* temperature, prediction sets, operating point, review and outliers \|", text)
+    assert "Training images are divided into 3 folds." in text
 
 
 def test_a_card_follows_the_run_and_nothing_else_is_exported_again(

@@ -33,6 +33,7 @@ class Examples:
         classes: Number of classes.
         image: Image spec, which states the normalisation.
         fingerprint: SHA-256 over pixels and labels; empty if it is not known yet.
+        is_fold: True if other members of the run learn the validation images, as with `--folds`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -42,6 +43,7 @@ class Examples:
     classes: int
     image: ImageSpec
     fingerprint: str = ""
+    is_fold: bool = False
 
     @classmethod
     def of(cls, run: Run, fold: int | None = None) -> Examples:
@@ -64,6 +66,7 @@ class Examples:
             classes=len(data.classes),
             image=data.image,
             fingerprint=data.fingerprint,
+            is_fold=fold is not None,
         )
 
 

@@ -312,6 +312,7 @@ def _report(
         ),
         prior=None if shares is None else dict(zip(ensemble.classes, shares.tolist(), strict=True)),
         unfinished=unfinished_members(run),
+        folds=run.table().number_of_folds,
         decisions=_decisions(ensemble, vote, results, settings),
         rates=_rates(vote, validation),
     )

@@ -37,6 +37,10 @@ _ESTIMATE = (
     "outliers: the rate of false alarms is an estimate, because validation images are the reference; plurum train "
     "--certification 0.3 sets patients aside for it"
 )
+_ESTIMATE_OF_FOLDS = (
+    "outliers: the reference is the validation images, which no member learned; the rate of false alarms is an "
+    "estimate, because the detectors are standardised on them too"
+)
 # The statistics of more training images differ little.
 _MOST = 20_000
 
@@ -164,8 +168,14 @@ def fit_outliers(
     return replace(outliers, found=outliers.found.model_copy(update={"flagged": flagged}))
 
 
-def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None) -> list[str]:
-    """Return the results of the outlier test as lines of text; none if the fit had none to do."""
+def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None, *, has_folds: bool = False) -> list[str]:
+    """Return the results of the outlier test as lines of text; none if the fit had none to do.
+
+    Args:
+        ensemble: Fitted ensemble.
+        fitted: Result of fitting the test.
+        has_folds: True if the validation images chose no epoch and no member, as in a run with folds.
+    """
     if fitted is None:
         return []
     lines = [f"outliers: the test leaves out {name}: {reason}" for name, reason in fitted.without.items()]
@@ -180,7 +190,7 @@ def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None) -> list[str]:
             f"can be. Increase it, or set more patients aside"
         )
     if rule.split == "validation":
-        lines.append(_ESTIMATE)
+        lines.append(_ESTIMATE_OF_FOLDS if has_folds else _ESTIMATE)
     return lines
 
 

@@ -60,7 +60,10 @@ def _plot_members(report: FitReport) -> Figure:
             draw_interval(losses, y, added.value, added.low, added.high, colour)
     losses.axvline(0, color=GREY, linewidth=1)
     tidy_axes(weights, "weight in the vote", "")
-    tidy_axes(losses, "increase of validation NLL without the member (nats)\nabove 0: the vote is better with it", "")
+    added_to = (
+        "validation NLL without the member" if report.folds is None else "out-of-fold NLL without the architecture"
+    )
+    tidy_axes(losses, f"increase of {added_to} (nats)\nabove 0: the vote is better with it", "")
     losses.tick_params(axis="y", length=0)
     weights.set_xlim(left=0)
     name_rows(weights, list(report.members))

@@ -78,6 +78,7 @@ class FitReport(Metadata):
         tried_limits: Review limits that the certification tested, the strictest first; empty if a cascade's exits were
             tested with them.
         cascade: Result of fitting a cascade; None if none was requested.
+        folds: Number of folds; None without. Members' contributions and weights are then fitted out of fold.
     """
 
     version: Literal[1] = 1
@@ -101,6 +102,7 @@ class FitReport(Metadata):
     rates: dict[Literal["sensitivity", "specificity"], Curve] | None = None
     tried_limits: tuple[TriedLimit, ...] = ()
     cascade: CascadeFit | None = None
+    folds: int | None = None
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:

@@ -23,7 +23,7 @@ from plurum.training.data.examples import Examples
 from plurum.training.data.store import fingerprint_from_pixels
 from plurum.training.learning.augmentation import augment, erase
 from plurum.training.learning.feature_cache import Features, compute_features
-from plurum.training.learning.head_step import FeatureExamples
+from plurum.training.learning.head_step import FeatureExamples, rows_of_features
 from plurum.training.learning.optimizer_step import copy_state
 from plurum.training.learning.resume import StateFile
 from plurum.training.learning.trainer import TrainedModel, Trainer
@@ -169,8 +169,9 @@ class FrozenBackbone:
         # The text of a model states its structure, which weights alone don't.
         stated = [str(self._model.model), fingerprint, examples.image.model_dump(mode="json"), settings.views, views]
         digest = hashlib.sha256(json.dumps(stated).encode())
-        for rows in (examples.train, examples.validation):
-            digest.update(rows.tobytes() + b"|")
+        rows, augmented = rows_of_features(examples)
+        for part in (rows, augmented) if settings.views > 1 else (rows,):
+            digest.update(part.tobytes() + b"|")
         for name, tensor in copy_state(self._model.model).items():
             if name.rpartition(".")[0] != self._prefix:
                 digest.update(name.encode())
@@ -210,8 +211,8 @@ def _refusal(reason: str) -> SettingsError:
 
 def _plan_batches(examples: Examples, views: int) -> list[tuple[Ints, bool]]:
     """Return the images of each batch, and True for those that are augmented."""
-    rows = np.concatenate([examples.train, examples.validation])
-    passes = [(rows, False), *[(examples.train, True)] * (views - 1)]
+    rows, augmented = rows_of_features(examples)
+    passes = [(rows, False), *[(augmented, True)] * (views - 1)]
     return [
         (part[start : start + _BATCH], is_augmented)
         for part, is_augmented in passes

@@ -13,7 +13,16 @@ from plurum.predictions.arrays import Ints
 from plurum.training.data.examples import Examples
 from plurum.training.learning.optimizer_step import Learner
 
-__all__ = ["FeatureExamples", "HeadLearner"]
+__all__ = ["FeatureExamples", "HeadLearner", "rows_of_features"]
+
+
+def rows_of_features(examples: Examples) -> tuple[Ints, Ints]:
+    """Return the images whose features a training needs, and those whose augmented versions it needs, in order.
+
+    Members of different folds need the same, so that they share the features.
+    """
+    rows = np.union1d(examples.train, examples.validation)
+    return rows, rows if examples.is_fold else examples.train
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class FeatureExamples(Examples):
 
     Attributes:
         features: Features of all versions, float32 `[versions, features]`: of each training and validation image
-            itself, then of each further version of the training images.
+            itself, then of each further version of those that are augmented, as `rows_of_features` lists them.
         views: Number of versions of each training image.
     """
 
@@ -30,19 +39,20 @@ class FeatureExamples(Examples):
     views: int = field(kw_only=True)
 
     @cached_property
-    def _places(self) -> Ints:
-        """Row of each image itself in `features`; -1 for those of other splits."""
-        places = np.full(len(self.labels), -1, dtype=np.int64)
-        rows = np.concatenate([self.train, self.validation])
-        places[rows] = np.arange(len(rows))
-        return places
+    def _places(self) -> tuple[Ints, Ints, int]:
+        """Row of each image in `features`, and of its second version, -1 without; and the rows of a version."""
+        places = np.full((2, len(self.labels)), -1, dtype=np.int64)
+        rows, augmented = rows_of_features(self)
+        places[0, rows] = np.arange(len(rows))
+        places[1, augmented] = len(rows) + np.arange(len(augmented))
+        return places[0], places[1], len(augmented)
 
     def select(self, rows: Ints, views: Ints | None = None) -> torch.Tensor:
         """Return features, float32 `[rows, features]`, of the images or of a version of each, from 0."""
-        places: Ints = self._places[rows]
+        itself, second, size = self._places
+        places: Ints = itself[rows]
         if views is not None:
-            first = len(self.train) + len(self.validation)
-            places = np.where(views == 0, places, first + (views - 1) * len(self.train) + places)
+            places = np.where(views == 0, places, second[rows] + (views - 1) * size)
         return torch.from_numpy(np.array(self.features[places]))
 
 

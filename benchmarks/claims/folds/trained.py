@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plurum.files import atomic_file
-from plurum.predictions.arrays import Floats
+from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
 from plurum.run import Run
 from plurum.settings.fitting import FitSettings
@@ -21,7 +21,7 @@ from plurum.training import fit_run, train_run
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.inference.predictions import decide_splits
 
-__all__ = ["SIDES", "FoldsStudy", "test_losses", "write_images"]
+__all__ = ["SIDES", "FoldsStudy", "draw_images", "test_losses", "write_images"]
 
 SIDES = ("split", "folds")
 # Fraction of the drawn images that validate in one split.
@@ -85,10 +85,7 @@ def write_images(study: FoldsStudy, data: LabelledImages, number: int) -> None:
         return
     from plurum.spec import ImageSpec
 
-    splits = np.asarray(data.table.splits)
-    drawn = np.random.default_rng(study.seed).permutation(np.flatnonzero(splits != "test"))[:number]
-    held_out = round(_VALIDATION * number)
-    parts = {"val": drawn[:held_out], "train": drawn[held_out:], "test": np.flatnonzero(splits == "test")}
+    parts = draw_images(data, number, study.seed)
     image = ImageSpec(height=data.side or 28, width=data.side or 28, mean=(0.0,) * 3, std=(1.0,) * 3)
     arrays: dict[str, Any] = {}
     for part, rows in parts.items():
@@ -97,6 +94,20 @@ def write_images(study: FoldsStudy, data: LabelledImages, number: int) -> None:
     study.folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(study.images) as hidden, hidden.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def draw_images(data: LabelledImages, number: int, seed: int) -> dict[str, Ints]:
+    """Return indices of the images of each part of a MedMNIST file: a draw for `train` and `val`, and all of `test`.
+
+    Args:
+        data: Images to draw from.
+        number: Number of images to draw; all are drawn if there are fewer.
+        seed: Random seed of the draw.
+    """
+    splits = np.asarray(data.table.splits)
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(splits != "test"))[:number]
+    held_out = round(_VALIDATION * len(drawn))
+    return {"val": drawn[:held_out], "train": drawn[held_out:], "test": np.flatnonzero(splits == "test")}
 
 
 def test_losses(study: FoldsStudy, side: str) -> Floats:

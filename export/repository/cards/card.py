@@ -96,6 +96,7 @@ class ModelCard(Metadata):
         checked_on: Images that they were compared on.
         files: SHA-256 of the metadata and the graphs, by path in the repository.
         missing: Sentences about what is not known.
+        folds: Number of folds of the training images, of which each member left one out; None without.
     """
 
     version: Literal[1] = 1
@@ -129,6 +130,7 @@ class ModelCard(Metadata):
     checked_on: str
     files: dict[str, Sha256]
     missing: tuple[str, ...]
+    folds: int | None = None
 
 
 def card_from_repository(
@@ -177,6 +179,7 @@ def card_from_repository(
         checked_on=facts.checked_on,
         files=hashes,
         missing=facts.missing,
+        folds=facts.folds,
     )
 
 

@@ -101,6 +101,7 @@ class CardFacts:
         figures: Figures by split.
         missing: Sentences about what is not known, with the command that finds it out.
         checked_on: Images that the exported graphs are compared with PyTorch on.
+        folds: Number of folds that the members left out in turn; None without folds, or if unknown.
     """
 
     use: IntendedUse = field(default_factory=IntendedUse)
@@ -114,6 +115,7 @@ class CardFacts:
     figures: tuple[SplitFigures, ...] = ()
     missing: tuple[str, ...] = ()
     checked_on: str = "validation images of the run"
+    folds: int | None = None
 
 
 class _Report(BaseModel):
@@ -205,6 +207,7 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
         calibration=calibration,
         figures=tuple(figures[split] for split in _COMMANDS if split in figures),
         missing=tuple(missing),
+        folds=table.number_of_folds if is_same_data else None,
     )
 
 

@@ -21,6 +21,11 @@ _USES: dict[Split, str] = {
     "certification": "promises",
     "test": "reports; chooses nothing",
 }
+# Each member leaves out a fold of the training images; validation images are those set aside for calibration.
+_USES_WITH_FOLDS: dict[Split, str] = _USES | {
+    "train": "weights of the members; epoch, members and vote out of fold",
+    "validation": "temperature, prediction sets, operating point, review and outliers",
+}
 _TITLES = {
     "purpose": "Purpose",
     "users": "Users",
@@ -78,6 +83,7 @@ def _data(card: ModelCard) -> Iterator[str]:
     if not card.splits:
         return
     classes = card.classes if any(one.by_class for one in card.splits.values()) else ()
+    uses = _USES if card.folds is None else _USES_WITH_FOLDS
     head = ("split", "images", "patients", *map(escape, classes), "used for")
     yield table_from_rows(
         head,
@@ -87,11 +93,16 @@ def _data(card: ModelCard) -> Iterator[str]:
                 f"{one.images:,}",
                 "not known" if one.patients is None else f"{one.patients:,}",
                 *(f"{one.by_class.get(name, 0):,}" for name in classes),
-                _USES[split],
+                uses[split],
             )
             for split, one in card.splits.items()
         ),
     )
+    if card.folds is not None:
+        yield (
+            f"Training images are divided into {card.folds} folds. Each member was trained without one of them, which "
+            f"chose its epoch. Members and vote were chosen on predictions out of fold."
+        )
 
 
 def _members(card: ModelCard) -> str:
@@ -148,7 +159,8 @@ def _label(card: ModelCard) -> str:
         return card.decision
     if card.promise is not None and card.promise.decision is not None:
         return f"{card.decision}. This is {card.promise.status}, together with the review risk"
-    return f"{card.decision}. This is provisional, because the validation images also chose members and vote"
+    chosen = "members and vote" if card.folds is None else "the temperature of the vote"
+    return f"{card.decision}. This is provisional, because the validation images also chose {chosen}"
 
 
 def _cascade(card: ModelCard) -> list[str]:

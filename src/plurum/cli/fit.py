@@ -141,7 +141,7 @@ def _lines(report: FitReport) -> list[str]:
         ),
         *_promise_lines(report),
         *(report.cascade.lines if report.cascade else ()),
-        *outlier_lines(ensemble, report.outliers),
+        *outlier_lines(ensemble, report.outliers, has_folds=report.folds is not None),
         *_patient_lines(report),
         _best_member_line(report),
     ]

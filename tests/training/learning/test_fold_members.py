@@ -12,13 +12,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from plurum.errors import MetadataError, OutputError, SettingsError
+from plurum.export.repository.cards.facts import facts_from_run
 from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
-from plurum.spec import Member
+from plurum.spec import Member, write_metadata
 from plurum.training import FitSettings, TrainSettings, fit_report, train_run
 from plurum.training.data.examples import Examples
 from plurum.training.fitting.cross_validation import spread_vote
+from plurum.training.fitting.outliers import outlier_lines
 from plurum.training.fitting.votes import ValidationPredictions, fit_vote
 from plurum.training.inference.predictions import predict_out_of_fold
 from plurum.training.statistics.calibration import fit_temperature
@@ -144,6 +146,17 @@ def test_models_are_weighed_out_of_fold_and_the_served_vote_gets_the_temperature
     vote = soft_vote(answers, np.array(voting.weights))
     assert voting.temperature == pytest.approx(fit_temperature(vote, table.labels[known]), abs=1e-4)
     assert report.ensemble.data.images == {"train": 96, "validation": 20, "test": 16}
+
+
+def test_a_fit_and_its_card_say_what_folds_chose(copy: Run) -> None:
+    report = fit_report(copy.path, FitSettings(outlier_alpha=0.1, draws=100))
+    assert report.folds == FOLDS
+    lines = outlier_lines(report.ensemble, report.outliers, has_folds=True)
+    assert "which no member learned" in lines[-1]
+    # There are no more patients to set aside.
+    assert not any("--certification" in line for line in lines)
+    write_metadata(copy.ensemble_file, report.ensemble)
+    assert facts_from_run(copy).folds == FOLDS
 
 
 def test_a_vote_of_models_becomes_one_of_members() -> None:

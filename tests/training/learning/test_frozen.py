@@ -137,6 +137,24 @@ def test_views_are_the_image_itself_and_augmented_ones(foundation: str, archive:
     assert distances[0] < distances[1]
 
 
+def test_members_of_folds_share_features(
+    foundation: str, archive: Path, tmp_path: Path, counted: list[int], cache: Path
+) -> None:
+    settings = settings_for(foundation, folds=2, certification=0.3, views=2, noise=0.05)
+    run = Run(tmp_path / "run")
+    assert len(train_run(str(archive), settings, run.path).members) == 2
+    # Each image is learnt by one of the members, so that it has two versions.
+    assert sum(counted) == 2 * len(run.table().rows("train"))
+    assert len(list(cache.iterdir())) == 1
+    one, two = (Examples.of(run, fold) for fold in (1, 2))
+    backbone = FrozenBackbone(timm.create_model("test_resnet", num_classes=one.classes))
+    found = [backbone.examples(part, settings, lambda _count, _note: None) for part in (one, two)]
+    for rows, views in ((one.train, 1), (one.train, 0), (two.train, 1)):
+        features = [part.select(rows, np.full(len(rows), views)) for part in found]
+        assert torch.equal(*features)
+    assert not torch.equal(found[0].select(one.train), found[0].select(one.train, np.ones(len(one.train), int)))
+
+
 def test_members_in_parallel_share_features(foundation: str, archive: Path, tmp_path: Path, cache: Path) -> None:
     settings = settings_for(foundation, seeds=2)
     apart = train_run(str(archive), settings, tmp_path / "apart")
