@@ -132,7 +132,9 @@ def envoy(gateways: list[Gateway], folder: Path) -> Iterator[str]:
         "1",
         "--disable-hot-restart",
     ]
-    with subprocess.Popen(["envoy", "--config-path", str(folder / "envoy.yaml"), *options]) as process:
+    # The program of the environment, which need not be on PATH.
+    program = Path(sys.executable).with_name("envoy")
+    with subprocess.Popen([program, "--config-path", str(folder / "envoy.yaml"), *options]) as process:
         try:
             wait_until(lambda: address.is_file() and address.read_text())
             admin = f"http://{address.read_text()}"
