@@ -107,9 +107,7 @@ def _from_torchvision(name: str, classes: int) -> nn.Module:
     if name not in (known := torchvision.models.list_models(module=torchvision.models)):
         raise SettingsError(_unknown("torchvision", name, known))
     # Those with a second classifier for training need no weights of it to predict, but their files have them.
-    # Two of them draw weights for minutes, and warn of that.
-    unset = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    made: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **unset)
+    made: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     return made
 
 
@@ -118,21 +116,11 @@ def _from_monai(name: str, classes: int) -> Any:
         nets = importlib.import_module("monai.networks.nets")
     except ImportError as error:
         raise SettingsError(f"--arch: monai:{name} needs MONAI. Install it: pip install monai") from error
-    if not callable(maker := getattr(nets, name, None)):
-        raise SettingsError(_unknown("monai", name, [key for key, value in vars(nets).items() if callable(value)]))
-    signature = inspect.signature(maker)
-    taken = set(signature.parameters)
-    if any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
-        # Further arguments are those of the class that it extends, or whose model it returns.
-        kind = maker if isinstance(maker, type) else getattr(nets, str(signature.return_annotation), nn.Module)
-        taken |= {key for one in kind.__mro__[:-1] for key in inspect.signature(one).parameters}
-    given = {
-        "spatial_dims": 2,
-        "in_channels": 3,
-        "n_input_channels": 3,
-        "out_channels": classes,
-        "num_classes": classes,
-    }
+    if not isinstance(maker := getattr(nets, name, None), type):
+        known = [key for key, value in vars(nets).items() if isinstance(value, type)]
+        raise SettingsError(_unknown("monai", name, known))
+    taken = inspect.signature(maker).parameters
+    given = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes, "num_classes": classes}
     return maker(**{key: value for key, value in given.items() if key in taken})
 
 
