@@ -22,11 +22,11 @@ from typing import Annotated, Any
 
 import typer
 
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.envoy import envoy_before
 from plurum.benchmarks.tools.members import random_repository
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess
 from plurum.errors import ServerError, SettingsError

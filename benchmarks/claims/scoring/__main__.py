@@ -24,13 +24,13 @@ from typing import Annotated, Any
 
 import typer
 
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.claims.scoring.faults import measure_faults
 from plurum.benchmarks.claims.scoring.jobs import BenchJob
 from plurum.benchmarks.claims.scoring.pace import measure_growth, measure_pace
 from plurum.benchmarks.claims.scoring.page import score_table
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.members import random_repository
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.errors import SettingsError
 from plurum.files import write_text
 
