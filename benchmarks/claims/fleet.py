@@ -1,6 +1,6 @@
 """Change the release of a fleet, server by server, while clients send requests through Envoy.
 
-    python -m plurum.benchmarks.claims.fleet --times 10 --page docs/deploying.md
+    python -m plurum.benchmarks.claims.fleet REPO OTHER --times 10 --page docs/deploying.md
 
 Two `plurum serve --releases`, each behind `plurum gateway`, and Envoy before them with the configuration of
 `serving/deploy/fleet`. Clients send requests to `ensemble_pixels`, one after the other, always with the same images;
@@ -22,14 +22,13 @@ from typing import Annotated, Any
 
 import typer
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
+from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, expected_probabilities, release_clients
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.envoy import envoy_before
-from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess
-from plurum.errors import ServerError, SettingsError
+from plurum.errors import ServerError
 from plurum.export.repository.cards.markup import table_from_rows
 from plurum.files import write_text
 from plurum.spec import read_ensemble
@@ -37,44 +36,36 @@ from plurum.spec import read_ensemble
 __all__ = ["fleet"]
 
 _IMAGES, _LONGEST_S = 4, 600.0
-_RELEASES = ("first", "second")
 
 
 def fleet(
-    work: command.WorkFolder = Path("runs/fleet-work"),
-    arch: command.Architectures = command.TINY_ARCHS,
-    size: command.ImageSize = 32,
+    repository: Annotated[Path, typer.Argument(help="Repository to serve first.")],
+    other: Annotated[Path, typer.Argument(help="Repository to roll out and back.")],
     servers: Annotated[int, typer.Option(min=2, help="Number of servers.")] = 2,
     times: Annotated[int, typer.Option(min=1, help="Number of rollouts over the fleet.")] = 10,
     clients: command.Clients = 4,
     page: Page = None,
 ) -> None:
     """Roll out over a fleet: a table on standard error, one line of JSON on standard output."""
-    if len(set(arch)) < 2:
-        raise SettingsError(f"--arch: expected at least 2 different architectures, got {', '.join(arch)}. Repeat it.")
     if page is not None:
         page_with_tables(page, {"fleet": ""})
-    with command.measurement("repositories") as (say, state), tempfile.TemporaryDirectory(prefix="plurum_") as folder:
-        # Members in another order: their probabilities tell the releases apart.
-        orders = zip(_RELEASES, (arch, [*arch[1:], arch[0]]), strict=True)
-        repositories = [random_repository(work / name, order, size, 8, say) for name, order in orders]
-        figures = _measure(repositories, Path(folder), servers, times, clients, say)
+    with command.measurement("fleet") as (say, state), tempfile.TemporaryDirectory(prefix="plurum_") as folder:
+        figures = _measure((repository, other), Path(folder), servers, times, clients, say)
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in figures.items()]
     table = table_from_rows(("fleet", ""), rows)
-    command.print_report({**figures, "arch": arch}, state, table)
+    command.print_report(figures, state, table)
     if page is not None:
         write_text(page, page_with_tables(page, {"fleet": table}))
 
 
 def _measure(
-    repositories: list[Path], place: Path, servers: int, times: int, clients: int, say: command.Say
+    repositories: tuple[Path, Path], place: Path, servers: int, times: int, clients: int, say: command.Say
 ) -> dict[str, Any]:
     """Return the figures of `times` rollouts, there and back."""
     image = read_ensemble(repositories[0] / "ensemble.json").image
     pixels = random_pixels(image.height, image.width, _IMAGES)
     say("predictions of each release")
-    found = map(probabilities_of, repositories, [pixels] * len(repositories))
-    expected = dict(zip(_RELEASES, found, strict=True))
+    expected = expected_probabilities(*repositories, pixels)
     folders = [place / f"server-{number}" for number in range(servers)]
     hosts, took_s = place / "hosts.txt", list[float]()
     hosts.write_text("".join(f"{folder}\n" for folder in folders), encoding="utf-8")
@@ -105,7 +96,7 @@ def _roll_out(hosts: Path, *words: str) -> None:
 
 
 def _figures(tally: ReleaseTally, took_s: list[float], servers: int, clients: int) -> dict[str, Any]:
-    counts = {f"responses_of_the_{name}_release": tally.counts[name] for name in _RELEASES}
+    counts = {f"responses_of_the_{name}_release": tally.counts[name] for name in ("first", "second")}
     return {
         "servers": servers,
         "clients": clients,

@@ -33,10 +33,10 @@ from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.background import background_clients, request_probabilities
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess, server_of
-from plurum.errors import ServerError
+from plurum.errors import ServerError, SettingsError
 from plurum.spec import read_ensemble
 
-__all__ = ["ReleaseServer", "ReleaseTally", "probabilities_of", "release_clients", "rollouts"]
+__all__ = ["ReleaseServer", "ReleaseTally", "expected_probabilities", "probabilities_of", "release_clients", "rollouts"]
 
 _IMAGES, _TOLERANCE, _DEADLINE_S = 4, 1e-5, 60.0
 
@@ -116,6 +116,25 @@ def probabilities_of(repository: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDA
         return np.stack([request_probabilities(server.urls.http, image, _DEADLINE_S) for image in pixels])
 
 
+def expected_probabilities(
+    repository: Path, other: Path, pixels: npt.NDArray[np.uint8]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the probabilities of both releases as `probabilities_of` does, by the names `first` and `second`.
+
+    Raises:
+        SettingsError: They are equal for an image, so no response would tell the releases apart; or their numbers of
+            members or classes differ.
+    """
+    expected = {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+    if expected["first"].shape != expected["second"].shape:
+        raise SettingsError(f"OTHER: expected as many members and classes as {repository} has, got others.")
+    if np.abs(expected["first"] - expected["second"]).max(axis=(1, 2)).min() <= 2 * _TOLERANCE:
+        raise SettingsError(
+            f"OTHER: expected other predictions than those of {repository}, got the same. Name another."
+        )
+    return expected
+
+
 def rollouts(
     repository: Annotated[Path, typer.Argument(help="Repository to serve first.")],
     other: Annotated[Path, typer.Argument(help="Repository to roll out and back.")],
@@ -126,7 +145,7 @@ def rollouts(
     image = read_ensemble(repository / "ensemble.json").image
     pixels = random_pixels(image.height, image.width, _IMAGES)
     with command.measurement("predictions of each release") as (say, state), tempfile.TemporaryDirectory() as folder:
-        expected = {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+        expected = expected_probabilities(repository, other, pixels)
         took = []
         with (
             ReleaseServer(Path(folder) / "releases", repository) as server,
