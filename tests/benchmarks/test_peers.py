@@ -48,8 +48,8 @@ from tests.serving.waiting import wait_until
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
     "bulk", "cascades.cost", "engines", "faults", "frozen", "fused", "gateway", "growth", "guard", "hostile",
-    "metrics_cost", "outliers.cost", "overload", "precision", "rollouts", "scoring", "soak", "throughput",
-    "training", "tune_efficiency",
+    "metrics_cost", "outliers.cost", "overload", "precision", "releases.fleet", "releases.rollouts", "scoring", "soak",
+    "throughput", "training", "tune_efficiency",
 )  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, probabilities_of, release_clients
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.errors import SettingsError
 from plurum.export import Budget, ExportSettings, member_latencies, repository_from_run

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer
 from plurum.benchmarks.tools.background import background_clients
 from plurum.benchmarks.tools.envoy import envoy_before
 from plurum.errors import SettingsError

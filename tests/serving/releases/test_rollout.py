@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact

@@ -1,6 +1,6 @@
 """Change the release of a fleet, server by server, while clients send requests through Envoy.
 
-    python -m plurum.benchmarks.claims.fleet REPO OTHER --times 10 --page docs/deploying.md
+    python -m plurum.benchmarks.claims.releases.fleet REPO OTHER --times 10 --page docs/deploying.md
 
 Two `plurum serve --releases`, each behind `plurum gateway`, and Envoy before them with the configuration of
 `serving/deploy/fleet`. Clients send requests to `ensemble_pixels`, one after the other, always with the same images;
@@ -22,7 +22,12 @@ from typing import Annotated, Any
 
 import typer
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, expected_probabilities, release_clients
+from plurum.benchmarks.claims.releases.rollouts import (
+    ReleaseServer,
+    ReleaseTally,
+    expected_probabilities,
+    release_clients,
+)
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.envoy import envoy_before
 from plurum.benchmarks.tools.pages import Page, page_with_tables

@@ -1,6 +1,6 @@
 """Change what a live server serves, there and back, while clients send requests.
 
-    python -m plurum.benchmarks.claims.rollouts REPO OTHER --times 20
+    python -m plurum.benchmarks.claims.releases.rollouts REPO OTHER --times 20
 
 `plurum serve --releases` serves REPO. Clients send requests to `ensemble_pixels` over HTTP, one after the other, always
 with the same images; `plurum rollout OTHER` and `plurum rollout --back` take turns. Counted: responses by release, and
