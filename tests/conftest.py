@@ -44,6 +44,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let all exports trace each module once."""
+    from tests.sample_runs.traced_graphs import traced_once
+
+    with traced_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow_exports(request: pytest.FixtureRequest) -> None:
+    """Use `traced_once` where slow tests run; others, which may need no PyTorch, get it with `run`."""
+    if any(item.get_closest_marker("slow") for item in request.session.items):
+        request.getfixturevalue("traced_once")
+
+
 @pytest.fixture
 def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """Return a runner of the command line in this process."""
@@ -57,8 +73,9 @@ def fresh_run(run: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fitted run, shared by all tests and read-only."""
+    request.getfixturevalue("traced_once")
     from tests.sample_runs.fitted_run import build_run
 
     return Run(build_once(tmp_path_factory, "run", build_run))
