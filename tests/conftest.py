@@ -142,8 +142,7 @@ def detecting_repository(detected: Run, tmp_path_factory: pytest.TempPathFactory
 def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """INT8 repositories of the run of which one member has a detector, with `ensemble_fused`, by backend."""
     from plurum.export import Budget, ExportSettings, repository_from_run
-    from plurum.export.repository import selection
-    from plurum.export.settings import Backend, Execution
+    from plurum.export.settings import EXECUTIONS, Backend, Execution
 
     # Members that have hardly learnt differ by more than trained ones.
     anything = Budget(
@@ -154,7 +153,7 @@ def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFacto
     def build(backend: Backend) -> Path:
         def export(out: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(selection, "EXECUTIONS", {"cpu": (Execution("int8", backend),)})
+                patch.setitem(EXECUTIONS, "cpu", (Execution("int8", backend),))
                 repository_from_run(half_detected, out, settings)
 
         return build_once(tmp_path_factory, f"detecting_int8_{backend}", export)
