@@ -25,11 +25,9 @@ demo: $(VENV)/.all
 	$(BIN)/plurum demo
 
 # Failed tests (code 1) don't keep the next stage from running; Ctrl-C does. The last stage runs its tests one after
-# another, because they measure times or share a GPU. Sample runs and repositories are made once for all stages.
+# another, because they measure times or share a GPU.
 test: $(VENV)/.dev
-	@PLURUM_SHARED_FIXTURES=$$(mktemp -d); export PLURUM_SHARED_FIXTURES; \
-	trap 'rm -rf "$$PLURUM_SHARED_FIXTURES"' EXIT; trap 'exit 130' INT TERM; \
-	failed=0; stage() { set -x; $(PYTEST) "$$@" || { code=$$?; [ $$code = 1 ] || exit $$code; failed=1; }; }; \
+	@failed=0; stage() { set -x; $(PYTEST) "$$@" || { code=$$?; [ $$code = 1 ] || exit $$code; failed=1; }; }; \
 	stage; \
 	stage -n 3 --durations=15 -m "(slow or triton) and not (timing or gpu)"; \
 	stage -n 0 --durations=15 -m "(slow or triton) and timing $(GPU)"; \

@@ -1,4 +1,4 @@
-"""Folders and files that pytest-xdist's processes and the stages of `make test` share."""
+"""Folders and files that pytest-xdist's processes share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ __all__ = ["build_once"]
 
 
 def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
-    """Return a folder or file that `build` makes in the first process that needs it.
-
-    It is shared by pytest-xdist's processes, and by sessions with the same `PLURUM_SHARED_FIXTURES`, a folder.
-    """
+    """Return a folder or file that `build` makes in the first of pytest-xdist's processes that needs it."""
     base = factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = Path(os.environ.get("PLURUM_SHARED_FIXTURES", base)) / "shared" / name
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
