@@ -102,6 +102,8 @@ class ExportSettings(Settings):
         fused: If True, a repository of the form `chain` has ensemble_fused, too: members and vote in one graph.
         without_promise: If True, export without the promise of `plurum fit` on the review risk, and do not certify it.
         without_cascade: If True, export without the cascade of `plurum fit`: all members run for each image.
+        without_openvino: If True, export only graphs for ONNX Runtime and TensorRT, which a Triton that is started
+            without `plurum serve` loads.
         max_batch_size: Largest batch that the server accepts or forms, 1 to 1024.
         tolerance: Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1.
         parity_images: Largest number of the run's validation images to check artefacts on.
@@ -115,6 +117,7 @@ class ExportSettings(Settings):
     fused: Annotated[bool, Option(is_hidden=True)] = False
     without_promise: bool = False
     without_cascade: bool = False
+    without_openvino: bool = False
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     parity_images: Annotated[int, Field(ge=1), NOT_AN_OPTION] = 512
@@ -128,7 +131,18 @@ class ExportSettings(Settings):
             raise ValueError(
                 f"--precision: expected {', '.join(known)} or auto for --target {self.target}, got {self.precision}"
             )
+        offered = list(dict.fromkeys(one.precision for one in self.executions))
+        if self.precision not in {*offered, "auto"}:
+            raise ValueError(
+                f"--precision: expected {', '.join(offered)} or auto with --without-openvino, got {self.precision}"
+            )
         return self
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """Executions that the target offers, the reference first."""
+        offered = EXECUTIONS[self.target]
+        return tuple(one for one in offered if not (self.without_openvino and one.backend == "openvino"))
 
     def budget(self, precision: Precision) -> Budget:
         """Return the tolerances of artefacts in `precision`."""

@@ -44,6 +44,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let all exports trace each module once."""
+    from tests.sample_runs.traced_graphs import traced_once
+
+    with traced_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow_exports(request: pytest.FixtureRequest) -> None:
+    """Use `traced_once` where slow tests run; others, which may need no PyTorch, get it with `run`."""
+    if any(item.get_closest_marker("slow") for item in request.session.items):
+        request.getfixturevalue("traced_once")
+
+
 @pytest.fixture
 def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """Return a runner of the command line in this process."""
@@ -57,8 +73,9 @@ def fresh_run(run: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fitted run, shared by all tests and read-only."""
+    request.getfixturevalue("traced_once")
     from tests.sample_runs.fitted_run import build_run
 
     return Run(build_once(tmp_path_factory, "run", build_run))
@@ -125,8 +142,7 @@ def detecting_repository(detected: Run, tmp_path_factory: pytest.TempPathFactory
 def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """INT8 repositories of the run of which one member has a detector, with `ensemble_fused`, by backend."""
     from plurum.export import Budget, ExportSettings, repository_from_run
-    from plurum.export.repository import selection
-    from plurum.export.settings import Backend, Execution
+    from plurum.export.settings import EXECUTIONS, Backend, Execution
 
     # Members that have hardly learnt differ by more than trained ones.
     anything = Budget(
@@ -137,9 +153,24 @@ def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFacto
     def build(backend: Backend) -> Path:
         def export(out: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(selection, "EXECUTIONS", {"cpu": (Execution("int8", backend),)})
+                patch.setitem(EXECUTIONS, "cpu", (Execution("int8", backend),))
                 repository_from_run(half_detected, out, settings)
 
         return build_once(tmp_path_factory, f"detecting_int8_{backend}", export)
 
     return {"onnxruntime": build("onnxruntime"), "openvino": build("openvino")}
+
+
+@pytest.fixture(scope="session")
+def linear_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Repository of a cascade of linear members, with its graphs by stage; read-only."""
+    from plurum.export import repository_from_onnx
+    from tests.cascades.linear_cascade import ENSEMBLES, write_members
+
+    ensemble = ENSEMBLES["three stages with detectors"]
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        repository_from_onnx(ensemble, write_members(folder, ensemble), folder / "repository", 8)
+
+    return build_once(tmp_path_factory, "linear", build) / "repository"

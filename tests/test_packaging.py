@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 import zipfile
 from pathlib import Path
 
@@ -36,10 +35,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the `bin` folder of an environment with plurum installed without extras."""
-    folder = tmp_path_factory.mktemp("bare") / "venv"
-    venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, str(wheel)], check=True)
+    return install(tmp_path_factory.mktemp("bare") / "venv", str(wheel))
+
+
+def install(folder: Path, requirement: str) -> Path:
+    """Make an environment in `folder`, install a requirement, and return its `bin` folder."""
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    subprocess.run([*uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python", requirement], check=True)
     return folder / "bin"
 
 
@@ -161,10 +164,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_brings_it(
 
 @pytest.mark.triton
 def test_the_installed_client_requests_predictions(wheel: Path, served: Server, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
-    programs = tmp_path / "venv" / "bin"
-    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, f"plurum[client] @ {wheel.as_uri()}"], check=True)
+    programs = install(tmp_path / "venv", f"plurum[client] @ {wheel.as_uri()}")
     Image.new("RGB", (32, 32), "gray").save(tmp_path / "image.png")
     for way in (["--url", served.urls.grpc], ["--http", "--url", served.urls.http.removeprefix("http://")]):
         command = [str(programs / "plurum"), "predict", "image.png", "--json", *way]

@@ -162,6 +162,7 @@ class BenchResult(Metadata):
         measurements: Measurements in the order in which they were taken.
         breakdowns: One breakdown per case.
         stages: Stages of the cascade by case; empty without a cascade, or if the server's metrics are not known.
+        equal: Models that were not measured, and the measured model that runs the same steps.
     """
 
     version: Literal[1] = 1
@@ -174,6 +175,7 @@ class BenchResult(Metadata):
     measurements: tuple[Measurement, ...]
     breakdowns: tuple[Breakdown, ...]
     stages: tuple[StageFigures, ...] = ()
+    equal: dict[str, str] = Field(default_factory=dict)
 
     def cases(self) -> list[Case]:
         """Return every case once, by model, protocol and load."""

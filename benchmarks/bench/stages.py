@@ -9,7 +9,7 @@ from plurum.benchmarks.bench.result import Case, StageFigures
 from plurum.errors import ServerError
 from plurum.serving.triton.metrics import metrics_at
 
-__all__ = ["StageCounts", "count_stages", "stage_figures"]
+__all__ = ["StageCounts", "count_stages", "settled_early", "stage_figures"]
 
 # Sums since the server's start, by metric and number of the stage.
 StageCounts = Counter[tuple[str, int]]
@@ -51,3 +51,10 @@ def stage_figures(case: Case, counts: StageCounts) -> list[StageFigures]:
         settled = counts[_SETTLED, stage] / total
         figures.append(StageFigures(case=case, stage=stage, settled=settled, ms_per_image=time_ms))
     return figures
+
+
+def settled_early(counts: StageCounts) -> float | None:
+    """Return the fraction of predictions that a stage before the last settled, 0 to 1; None without a cascade."""
+    settled = {stage: count for (name, stage), count in counts.items() if name == _SETTLED}
+    total = sum(settled.values())
+    return 1 - settled[max(settled)] / total if total else None

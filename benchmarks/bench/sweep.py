@@ -21,7 +21,7 @@ from plurum.errors import ServerError
 from plurum.settings.benchmarks import BenchSettings
 from plurum.spec import ImageSpec
 
-__all__ = ["PUBLIC_MODELS", "sweep"]
+__all__ = ["PUBLIC_MODELS", "equal_models", "sweep"]
 
 Protocol = Literal["grpc", "http"]
 
@@ -55,15 +55,18 @@ def sweep(
     state = machine()
     with ExitStack() as stack:
         observer = stack.enter_context(Observer(*next(iter(urls.items()))))
-        models = _served(observer, plan.model)
-        configs = {model: observer.config(model) for model in models}
+        configs = {model: observer.config(model) for model in _served(observer, plan.model)}
+        equal = {} if plan.model else equal_models(configs)
+        for model, other in equal.items():
+            progress(f"{model} runs what {other} runs, and is not measured again")
+            del configs[model]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plurum_bench_")))
         data, images = _requests(observer, configs, plan.images, folder)
 
         def measure(target: Target, load: BenchLoad, seconds: float) -> dict[str, float]:
             return analyzer.measure(target, urls[target.protocol], load, data[target.model], seconds)
 
-        targets = [Target(model=model, protocol=protocol) for model in models for protocol in urls]
+        targets = [Target(model=model, protocol=protocol) for model in configs for protocol in urls]
         for target in targets:
             progress(f"warm-up: {target.model} {target.protocol}")
             # Every instance gets requests: as many in flight as the sweep will have, and at least two.
@@ -95,6 +98,7 @@ def sweep(
                 breakdown_of(case, counts[case], configs[case.target.model], latencies[case]) for case in cases
             ),
             stages=tuple(one for case in cases for one in stage_figures(case, stages[case])),
+            equal=equal,
         )
 
 
@@ -109,6 +113,23 @@ def _served(observer: Observer, models: tuple[str, ...]) -> tuple[str, ...]:
         raise ServerError(f"the server does not serve {', '.join(missing)}; --model takes a name of its repository")
     if not found:
         raise ServerError(f"the server serves none of {', '.join(PUBLIC_MODELS)}; name a model with --model")
+    return found
+
+
+def equal_models(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the models that run the same steps as an earlier one, and which; a fused ensemble has two names.
+
+    Args:
+        configs: Configs by model.
+    """
+    found, first = dict[str, str](), list[str]()
+    for model, config in configs.items():
+        steps = config.get("ensemble_scheduling")
+        other = next((one for one in first if steps and configs[one].get("ensemble_scheduling") == steps), None)
+        if other is None:
+            first.append(model)
+        else:
+            found[model] = other
     return found
 
 

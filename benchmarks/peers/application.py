@@ -1,4 +1,4 @@
-"""The computation that every peer's application does: decode a JPEG, run each member, and average their votes.
+"""The computation that every peer's application does: decode a JPEG, run each member, and vote as the ensemble does.
 
 Decoding and resizing are Plurum's own code, so that predictions can be compared; only the framework differs.
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from plurum.images import open_image, pixels_from_image
 from plurum.onnx_graphs.telemetry import import_onnxruntime
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
-from plurum.voting import softmax
+from plurum.voting import soft_vote, softmax, temper
 
 __all__ = ["Job", "OnnxMembers", "TorchMembers", "job_from_environment", "job_variable"]
 
@@ -62,15 +62,16 @@ class _Members:
     def __init__(self, job: Job) -> None:
         self.ensemble = read_ensemble(Path(job.repository) / "ensemble.json")
         self.image: ImageSpec = self.ensemble.image
+        self.weights, self.temperature = self.ensemble.voting.weights, self.ensemble.voting.temperature
 
     def predict(self, encoded: bytes) -> Prediction:
         """Return the label and the probabilities by class of one encoded image."""
-        return self.predict_image(open_image(encoded, window=self.image.window))
+        return self.predict_image(open_image(encoded, **self.image.decoding))
 
     def predict_image(self, image: Any) -> Prediction:
         """Return the label and the probabilities by class of an image that the framework has decoded."""
         pixels, classes = pixels_from_image(image, **self.image.resizing), self.ensemble.classes
-        vote = softmax(self.logits(pixels[None])).mean(axis=0)
+        vote = temper(soft_vote(softmax(self.logits(pixels[None]))[None], self.weights), self.temperature)[0]
         return {
             "label": classes[int(vote.argmax())],
             "probabilities": {name: float(share) for name, share in zip(classes, vote, strict=True)},

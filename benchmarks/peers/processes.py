@@ -125,6 +125,11 @@ class PlurumServer:
         urls = self._server.urls
         return urls.http.removeprefix("http://") if kind == "kserve" else urls.grpc
 
+    @property
+    def metrics_url(self) -> str:
+        """URL of Triton's metrics."""
+        return self._server.urls.metrics
+
     def pause(self) -> None:
         """Stop all processes, Triton first: it would give up the processes of its models if it found them stopped."""
         triton, models = self._processes()

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +90,13 @@ def coloured_jpegs(height: int, width: int, count: int = _SYNTHETIC) -> list[byt
     return images
 
 
-def write_images(folder: Path, images: Sequence[bytes], prefix: str = "") -> tuple[Path, ...]:
+def write_images(folder: Path, images: Iterable[bytes], prefix: str = "") -> tuple[Path, ...]:
     """Write JPEG files named by `prefix` and their number into `folder`; return their paths."""
-    paths = tuple(folder / f"{prefix}{number}.jpg" for number in range(len(images)))
-    for path, image in zip(paths, images, strict=True):
-        write_bytes(path, image)
-    return paths
+    paths = []
+    for number, image in enumerate(images):
+        paths.append(folder / f"{prefix}{number}.jpg")
+        write_bytes(paths[-1], image)
+    return tuple(paths)
 
 
 def random_pixels(height: int, width: int, count: int = 1) -> Pixels:
@@ -109,7 +110,7 @@ def decode_pixels(image: bytes, spec: ImageSpec) -> Pixels:
     Raises:
         UnreadableImageError: The server would refuse the image.
     """
-    return pixels_from_image(open_image(image, window=spec.window), **spec.resizing)
+    return pixels_from_image(open_image(image, **spec.decoding), **spec.resizing)
 
 
 def bytes_element(content: bytes) -> bytes:

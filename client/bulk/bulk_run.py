@@ -118,14 +118,15 @@ class BulkRun:
         patients = (patient for _, patient in second) if self.listing.patients else None
         for answer in client.stream((path for path, _ in first), patients=patients, batch_size=batch_size):
             place, path, stamp = in_progress.popleft()
+            name = display_name(path)
             label, review = (None, False) if isinstance(answer, Failure) else (answer.label, answer.review)
             if kept and self.form:
                 kept.add(place, path, stamp, Entry(label, review, self.form.body(answer)))
             else:
                 numbers = [] if isinstance(answer, Failure) else list(answer.probabilities.values())
-                self.totals.add(self._subject(place, path), label, numbers, review=review)
+                self.totals.add(self._subject(place, name), label, numbers, review=review)
             self.done += 1
-            yield display_name(path), answer
+            yield name, answer
 
     def write(self, file: Path) -> None:
         """Write all entries of the journal to `file` atomically, and sum them up.
@@ -142,7 +143,7 @@ class BulkRun:
         ]
         with atomic_file(file, private=True) as hidden, closing(self.form.writer(hidden, columns)) as rows:
             for place, path, entry in self.journal.entries():
-                subject = self._subject(place, path)
+                subject = self._subject(place, display_name(path))
                 rows.add(subject, entry.body)
                 known = subject.patient and entry.label is not None
                 numbers = self.form.numbers(entry.body) if known else []
@@ -150,5 +151,5 @@ class BulkRun:
         if not self.totals.failed:
             self.journal.remove()
 
-    def _subject(self, place: int, path: str) -> RowSubject:
-        return RowSubject(display_name(path), self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))
+    def _subject(self, place: int, name: str) -> RowSubject:
+        return RowSubject(name, self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))

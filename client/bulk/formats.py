@@ -28,7 +28,7 @@ __all__ = [
     "arrow_schema",
     "arrow_text",
     "format_from_path",
-    "table_from_cells",
+    "table_from_columns",
 ]
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -209,7 +209,7 @@ class _Table:
         self._writer.close()
 
     def _write(self) -> None:
-        self._writer.write_table(table_from_cells(self._rows, self._schema))
+        self._writer.write_table(table_from_columns(zip(*self._rows, strict=True), self._schema))
         self._rows.clear()
 
 
@@ -233,12 +233,11 @@ def arrow_schema(columns: Iterable[str], kinds: Mapping[str, Kind]) -> Any:
     return pa.schema(list(fields.items()))
 
 
-def table_from_cells(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
-    """Return rows, at least one, as an Arrow table."""
+def table_from_columns(columns: Iterable[Sequence[Any]], schema: Any) -> Any:
+    """Return columns, in the order of the schema, as an Arrow table."""
     import pyarrow as pa
 
-    columns = zip(zip(*rows, strict=True), schema, strict=True)
-    return pa.table([pa.array(list(values), one.type) for values, one in columns], schema=schema)
+    return pa.table([pa.array(values, one.type) for values, one in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _cell(value: Any) -> str:

@@ -69,7 +69,8 @@ def fused_backend(choices: list[MemberChoice], settings: ExportSettings, pixels:
     taken = {choice.taken for choice in choices}
     if Execution("int8", "openvino") in taken:
         return "openvino"
-    if Execution("int8", "onnxruntime") in taken or importlib.util.find_spec("openvino") is None:
+    is_offered = not settings.without_openvino and importlib.util.find_spec("openvino") is not None
+    if Execution("int8", "onnxruntime") in taken or not is_offered:
         return "onnxruntime"
     return (
         "openvino" if all(_openvino_agrees(choice, pixels, settings.tolerance) for choice in choices) else "onnxruntime"

@@ -149,7 +149,7 @@ def choose_artefact(
 
 
 def _candidate_executions(settings: ExportSettings) -> list[Execution]:
-    return [one for one in EXECUTIONS[settings.target] if settings.precision in {"auto", one.precision}]
+    return [one for one in settings.executions if settings.precision in {"auto", one.precision}]
 
 
 def _build_candidate(

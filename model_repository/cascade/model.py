@@ -21,16 +21,14 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum.onnx_graphs.stages import Tensors
-    from plurum.serving.backends.graph_model import GraphModel, stage_files, timed_stages
+    from plurum.serving.backends.graph_model import GraphModel, ModelError, stage_files, timed_stages
 else:
-    from graph_model import GraphModel, stage_files, timed_stages
+    from graph_model import GraphModel, ModelError, stage_files, timed_stages
     from stages import Tensors
 
 _NAME = "fused"
-
-
-class StageError(RuntimeError):
-    """A stage returned an error."""
+# Triton's Python backend passes this refusal on as INTERNAL, and other errors with their codes.
+_FULL_QUEUE = "Exceeds maximum queue size"
 
 
 class TritonPythonModel(GraphModel):
@@ -52,7 +50,7 @@ def _run(model: str, tensors: Tensors) -> Tensors:
     """Return all outputs of a stage by name.
 
     Raises:
-        StageError: the stage failed.
+        ModelError: the stage failed, or its queue is full.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
@@ -64,6 +62,8 @@ def _run(model: str, tensors: Tensors) -> Tensors:
     )
     response = request.exec()
     if response.has_error():
-        raise StageError(f"{model}: {response.error().message()}")
+        error = response.error()
+        is_full = _FULL_QUEUE in error.message()
+        raise ModelError(f"{model}: {error.message()}", pb_utils.TritonError.UNAVAILABLE if is_full else error.code())
     # Copies: the memory is the response's.
     return {one.name(): np.array(one.as_numpy()) for one in response.output_tensors()}

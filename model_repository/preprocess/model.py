@@ -26,10 +26,10 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import images
-    from plurum.images import decoder, windows
+    from plurum.images import decoder
 else:
     import images
-    from images import decoder, windows
+    from images import decoder
 
 # Maximum pixel visits of a request that is decoded here: some 50 ms of a core. A JPEG of 4 megapixels takes 6 million.
 _WORK_AT_ONCE = 8_000_000
@@ -47,9 +47,8 @@ class TritonPythonModel:
         here = Path(args["model_repository"], args["model_version"])
         image = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))["image"]
         self.rule = images.resizing_from_spec(image)
-        # Absent in files of older versions.
-        self.window = windows.window_from_json(image.get("window"))
-        self.deferred = _DeferredRequests(self.rule, self.window)
+        self.decoding = images.decoding_from_spec(image)
+        self.deferred = _DeferredRequests(decoder.Decoder(self.rule, **self.decoding))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return a response to each request, or None if it is sent later; a broken image fails only its own request."""
@@ -77,7 +76,8 @@ class TritonPythonModel:
         pixels = []
         for index, (data, structure) in enumerate(zip(encoded, structures, strict=True)):
             try:
-                pixels.append(images.pixels_from_image(images.open_image(data, structure, self.window), **self.rule))
+                image = images.open_image(data, structure, **self.decoding)
+                pixels.append(images.pixels_from_image(image, **self.rule))
             except images.UnreadableImageError as error:
                 return _refusal(index, len(encoded), error)
         return _response(pixels)
@@ -93,8 +93,8 @@ class _Request(NamedTuple):
 class _DeferredRequests:
     """Requests that wait for the decoding process, and the thread that passes them to it."""
 
-    def __init__(self, rule: dict[str, Any], window: windows.WindowRule | None) -> None:
-        self._decoder = decoder.Decoder(rule, window=window)
+    def __init__(self, process: decoder.Decoder) -> None:
+        self._decoder = process
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._work = self._bytes = 0

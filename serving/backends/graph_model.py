@@ -46,6 +46,19 @@ _STAGE_COUNTERS = {
 _COUNT_EVERY_S = 0.25
 
 
+class ModelError(RuntimeError):
+    """A model that was requested for a graph's results returned an error.
+
+    Args:
+        message: Message of the error.
+        code: Code of the error, of `TritonError`, with which the request fails, too.
+    """
+
+    def __init__(self, message: str, code: Any) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class GraphModel:
     """A graph that answers all requests of one call with the same shape in one inference.
 
@@ -110,7 +123,9 @@ class GraphModel:
             if is_batch:
                 # Retry the requests one by one: only some of them may be at fault.
                 return [self._respond([one], [tensors])[0] for one, tensors in zip(requests, inputs, strict=True)]
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.library}: {error}"))]
+            # A full queue is no fault of the server: clients send the request again later.
+            code = error.code if isinstance(error, ModelError) else pb_utils.TritonError.INTERNAL
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.library}: {error}", code))]
         if not is_batch:
             return [_response(outputs)]
         # Views: each is copied once, into the response's shared memory.
@@ -195,7 +210,9 @@ def _is_full(request: Any) -> bool:
     Raises:
         TypeError: its parameter is not a Boolean.
     """
-    stated = json.loads(request.parameters() or "{}").get(_FULL, False)
+    parameters = request.parameters()
+    # Nearly all requests have none.
+    stated = json.loads(parameters).get(_FULL, False) if _FULL in parameters else False
     if not isinstance(stated, bool):
         raise TypeError(f"{_FULL}: expected true or false, got {stated!r}")
     return stated

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from plurum.errors import ImageError, MetadataError, needs_extra
-from plurum.images import UnreadableImageError, open_image, resize_to_pixels, to_eight_bit
+from plurum.images import UnreadableImageError, open_image, pixels_from_image, to_eight_bit
 from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
 
@@ -112,9 +112,9 @@ class Evidence:
             raise MetadataError(f"label: expected a class of {self._run.path}, got {label!r}")
         try:
             image = to_eight_bit(open_image(data, window=spec.window))
+            seen = pixels_from_image(open_image(data, **spec.decoding), **spec.resizing)
         except UnreadableImageError as error:
             raise ImageError(str(error)) from error
-        seen = resize_to_pixels(image, **spec.resizing)
         pixels = torch.from_numpy(seen.copy())[None]
         with self._lock:
             index = self.ensemble.classes.index(label)

@@ -22,7 +22,16 @@ from typing import Any
 from plurum.errors import DataError, PlurumError, needs_extra
 from plurum.files import cache_folder, write_text
 
-__all__ = ["cached_path", "display_name", "fetch_file", "fetch_files", "fetch_tree", "is_uri", "join_uri"]
+__all__ = [
+    "cached_path",
+    "display_name",
+    "fetch_file",
+    "fetch_files",
+    "fetch_tree",
+    "is_uri",
+    "join_uri",
+    "storage_errors",
+]
 
 _URI = re.compile(r"(s3|gs|az|https)://([^/]+)(/.*)?", re.DOTALL)
 # Extra, package and protocol of fsspec, by scheme.
@@ -77,7 +86,7 @@ def fetch_file(uri: str) -> Path:
         MissingExtraError: the package for this store is not installed.
     """
     store = _store_of(uri)
-    with _storage_errors(uri):
+    with storage_errors(uri):
         return _fetch(store, uri, store.info(_remote(uri)))
 
 
@@ -93,7 +102,7 @@ def fetch_files(uris: Iterable[str]) -> None:
 
     def fetch(uri: str) -> None:
         store = stores[_parts(uri)[0]]
-        with _storage_errors(uri):
+        with storage_errors(uri):
             try:
                 found = store.info(_remote(uri))
             except FileNotFoundError:
@@ -114,7 +123,7 @@ def fetch_tree(uri: str) -> Path:
         MissingExtraError: the package for this store is not installed.
     """
     store = _store_of(uri)
-    with _storage_errors(uri):
+    with storage_errors(uri):
         top = store.info(_remote(uri))
         if top["type"] != "directory":
             return _fetch(store, uri, top)
@@ -124,7 +133,7 @@ def fetch_tree(uri: str) -> Path:
     by_uri = {name: info for name, info in by_uri.items() if info["type"] == "file" and not name.endswith("/")}
 
     def fetch(name: str) -> None:
-        with _storage_errors(name):
+        with storage_errors(name):
             _fetch(store, name, by_uri[name])
 
     _do_at_once(fetch, by_uri)
@@ -210,7 +219,7 @@ def _store_of(uri: str) -> Any:
     extra, package, protocol = _STORES[_parts(uri)[0]]
     with needs_extra(extra, "fsspec", package):
         import fsspec
-    with _storage_errors(uri):
+    with storage_errors(uri):
         # Old listings would hide new objects.
         return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False)
 
@@ -221,8 +230,12 @@ def _without_query(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _storage_errors(uri: str) -> Iterator[None]:
-    """Turn the errors of a store's library into one line about the address."""
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of a store's library into one line about the address.
+
+    Raises:
+        DataError: there is nothing at the address, access is denied, or the store does not respond.
+    """
     shown = _without_query(uri)
     try:
         yield

@@ -22,7 +22,10 @@ __all__ = ["PREFIXES", "StateDict", "check_finite", "common_prefix", "read_state
 
 # Keys under which other programs store the weights; the first one present is used. Averaged weights (EMA) come first,
 # as in timm.
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "model_state")
+_NESTED = (
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
+    *("state_dict", "model", "model_state_dict", "model_state"),
+)
 # Prefixes that DataParallel, torch.compile, Lightning and others add to all names.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 # torch.optim.swa_utils.AveragedModel stores this count beside the weights.
@@ -156,11 +159,16 @@ def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
     """Return the weights within a saved training state, and a note on which they are."""
     note = ""
     while isinstance(held, Mapping):
-        found = [key for key in _NESTED if isinstance(held.get(key), Mapping)]
-        if not found:
+        holding = [key for key, value in held.items() if _holds_tensors(value)]
+        # A program may keep the settings of its average under "ema".
+        found = [key for key in _NESTED if isinstance(held.get(key), Mapping) and (key != "ema" or key in holding)]
+        if not found and len(holding) > 1:
+            raise MetadataError(f"{path} has several state dicts: {_some(map(repr, holding))}; save one of them")
+        # Under a name that no program is known to use, such as "net".
+        if not found and (not holding or any(map(_is_tensor, held.values()))):
             break
-        chosen = found[0]
-        others = [key for key, value in held.items() if key != chosen and _holds_tensors(value)]
+        chosen = (found or holding)[0]
+        others = [key for key in holding if key != chosen]
         if others:
             kind = "averaged weights (EMA)" if "ema" in chosen else "weights"
             note = f"used the {kind} under {chosen!r}, not those under {_some(map(repr, others))}"

@@ -28,6 +28,7 @@ from plurum.benchmarks.bench.result import (
     csv_from_result,
     read_bench,
 )
+from plurum.benchmarks.bench.sweep import equal_models
 from plurum.benchmarks.tools.requests import encoded_from_folder, input_data, synthetic_images
 from plurum.errors import DataError, ImageError, ServerError
 from plurum.images import open_image
@@ -129,6 +130,18 @@ def test_members_side_by_side_count_once_in_what_an_ensemble_takes() -> None:
     assert [alone.outside_ms, alone.hop_ms] == pytest.approx([1, 1])
     with pytest.raises(ServerError, match="counted no request of slow"):
         breakdown_of(FOUR, {**counts, "slow": {}}, {"ensemble_scheduling": {"step": steps}}, 23)
+
+
+def test_a_fused_ensemble_is_measured_under_one_name() -> None:
+    fused, encoded = chained("fused", ["PIXELS"], "INDEX"), chained("preprocess", ["IMAGE"], "PIXELS")
+    served = {"ensemble": [encoded, fused], "ensemble_pixels": [fused], "ensemble_fused": [fused]}
+    configs: dict[str, dict[str, object]] = {
+        name: {"name": name, "ensemble_scheduling": {"step": steps}} for name, steps in served.items()
+    }
+    assert equal_models(configs) == {"ensemble_fused": "ensemble_pixels"}
+    # A chain beside it, and members, which have no steps.
+    configs["ensemble_pixels"] = {"ensemble_scheduling": {"step": [chained("voter", ["PIXELS"], "LABEL")]}}
+    assert equal_models(configs | {"a": {}, "b": {}}) == {}
 
 
 def test_a_difference_counts_only_beyond_the_turns_own_scatter() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 import importlib
 import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -29,29 +27,25 @@ from typer.testing import CliRunner
 
 from plurum.benchmarks.peers import __main__ as peers_command
 from plurum.benchmarks.peers import environment
-from plurum.benchmarks.peers.__main__ import page_with_table, peers
+from plurum.benchmarks.peers.__main__ import peers
 from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.catalogue import PEERS, Peer
 from plurum.benchmarks.peers.environment import python_with
 from plurum.benchmarks.peers.load import Endpoint, LoadTask, predictions, run_elsewhere, run_load
 from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import PeersPlan, disagreement, measure_peers
-from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.processes import PeerServer, free_port, marked_processes
-from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
-from plurum.benchmarks.peers.trained import run_with_mean_vote
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.errors import PlurumError, ServerError
-from plurum.run import Run
-from plurum.spec import ImageSpec, Voting
+from plurum.spec import ImageSpec
 from tests.client.stub_server import StubResponse, http_server
 from tests.serving.waiting import wait_until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
     "bulk", "cascades.cost", "engines", "faults", "frozen", "fused", "gateway", "growth", "guard", "hostile",
-    "metrics_cost", "outliers.cost", "overload", "precision", "rollouts", "scoring", "soak", "throughput",
-    "training", "tune_efficiency",
+    "metrics_cost", "outliers.cost", "overload", "precision", "releases.fleet", "releases.rollouts", "scoring", "soak",
+    "throughput", "training", "tune_efficiency",
 )  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
@@ -231,47 +225,6 @@ def test_an_environment_is_made_once_and_sees_what_plurum_uses(tmp_path: Path, m
     assert python_with(()).parent.stat().st_mtime_ns == made
 
 
-def made_up() -> PeersResult:
-    rates = {"flask": (8.0, 9.0, 30.0), "ours": (20.0, 18.0, 10.0)}
-    turns = [
-        {"name": name, "clients": clients, "round": turn, "images_per_s": rate, "latencies_ms": (100, 200, 299 + turn)}
-        for name, of_name in rates.items()
-        for turn, rate in enumerate(of_name, start=1)
-        for clients in (8, 1)
-    ]
-    peers = [
-        {"name": name, "title": name.title(), "setup": "", "versions": {}, "ours": name == "ours", "difference": 0}
-        for name in rates
-    ]
-    fields = {"members": ["test_resnet"], "size": 32, "image_bytes": 1234, "spread": 0.1, "seconds": 1, "rounds": 3}
-    fields |= {"tolerance": 0.001, "left_out": [{"name": "ray-serve", "reason": "no wheel"}], "accuracy": {}}
-    fields |= {"machine": {"processor": "one", "cores": 2, "load_1min": 0.1}, "versions": {}}
-    return PeersResult.model_validate(fields | {"contenders": peers, "turns": turns})
-
-
-def test_the_table_holds_medians_both_sides_of_each_ratio_and_who_is_missing() -> None:
-    table = markdown_from_result(made_up())
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    assert len({len(row) for row in rows}) == 1
-    assert rows[2][:4] == ["**Ours**", "18.0 (10.0 to 20.0)", "200", "302"]
-    assert rows[3][0] == "Flask"
-    assert rows[3][-1] == "2.00"
-    assert "Left out: ray-serve: no wheel." in table
-    assert "Accuracy" not in table
-    told = made_up().model_copy(update={"accuracy": {"FP32": 0.975, "served": 0.9742}})
-    assert "Accuracy on test images: FP32 97.5%, served 97.4%." in markdown_from_result(told)
-    found = list(csv.DictReader(io.StringIO(csv_from_result(made_up()))))
-    assert len(found) == 12
-    assert (found[0]["images_per_s"], found[0]["requests"], found[0]["p50_ms"]) == ("8.000", "3", "200.000")
-
-
-def test_the_picture_has_a_row_for_each() -> None:
-    few = made_up()
-    many = few.model_copy(update={"contenders": few.contenders * 4})
-    heights = [Image.open(io.BytesIO(plot_from_result(one))).height for one in (few, many)]
-    assert heights[1] > heights[0]
-
-
 def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
     assert len({one.name for one in PEERS}) == len(PEERS)
     folder = Path(__file__).parent.parent.parent / "benchmarks" / "peers"
@@ -286,8 +239,11 @@ def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
     ("options", "reason"),
     [
         ({"peer": ["django"]}, "--peer: expected one of flask"),
-        ({"page": Path("none.md")}, "expected a page with the marks"),
+        ({"page": Path("none.md")}, "--page: expected a page with the marks <!-- untuned -->"),
         ({"out": Path(__file__).parent}, "expected a new folder or one with earlier results"),
+        ({"cascade": True}, "--cascade: expected --trained with it"),
+        ({"served": "int8"}, "--served: expected --trained with it"),
+        ({"trained": True, "fashion": Path()}, "--fashion: expected --cascade with it"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -303,18 +259,18 @@ def test_quick_settings_shorten_training_and_turns(tmp_path: Path, monkeypatch: 
         seen.append(plan)
         raise ServerError("enough")
 
-    def train(work: Path, *_: object, quick: bool) -> tuple[None, None]:
-        seen.append((work.name, quick))
+    def train(work: Path, *_: object, quick: bool, served: str, **_others: object) -> tuple[None, None]:
+        seen.append((work.name, quick, served))
         return None, None
 
     monkeypatch.setattr(peers_command, "trained_material", train)
-    monkeypatch.setattr(peers_command, "accuracy_of", lambda *_: {})
+    monkeypatch.setattr(peers_command, "accuracy_of", lambda *_: None)
     monkeypatch.setattr(peers_command, "measure_peers", measure)
     for quick in (True, False):
         with pytest.raises(ServerError, match="enough"):
             peers(work=tmp_path, out=tmp_path / "out", trained=True, quick=quick)
     (first, short), (second, long) = seen[:2], seen[2:]
-    assert (first, second) == (("trained-quick", True), ("trained", False))
+    assert (first, second) == (("trained-quick", True, "fp32"), ("trained", False, "tuned"))
     assert (short.clients, short.rounds, short.seconds) == ((8,), 1, 2.0)
     assert (long.clients, long.rounds, long.seconds) == ((8, 1), 3, 5.0)
 
@@ -339,17 +295,6 @@ def test_the_peers_on_the_page_are_there() -> None:
     assert set(re.findall(r"--peer (\S+)", text)) <= {one.name for one in PEERS}
 
 
-def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    shutil.copyfile(DOCS / "peers.md", page)
-    before = page.read_text(encoding="utf-8")
-    once = page_with_table(page, "| a |\n")
-    assert "](images/page/peers.png)\n\n| a |\n\n<!-- peers: end -->" in once
-    assert once.startswith(before[:200])
-    page.write_text(once, encoding="utf-8")
-    assert page_with_table(page, "| b |\n") == once.replace("| a |", "| b |")
-
-
 def test_jpegs_differ_in_colour() -> None:
     means = {Image.open(io.BytesIO(one)).resize((1, 1)).getpixel((0, 0)) for one in coloured_jpegs(32, 32)}
     assert len(means) == len(coloured_jpegs(32, 32))
@@ -365,27 +310,19 @@ def test_peers_that_predict_alike_are_measured_and_the_others_left_out(
     material = material_of(tmp_path / "work", ["test_resnet"], 64, None, lambda _: None)
     sleepers = _sleepers()
     wanted = (peer("right", app=APP), peer("wrong", "wrong", app=APP), peer("absent", requirements=("./nowhere",)))
-    result = measure_peers(PeersPlan(wanted, (2,), 1, 0.3), material, lambda _: None)
+    result = measure_peers(PeersPlan(wanted, (2,), 1, 0.3, starts=2), material, lambda _: None)
     assert {one.name for one in result.contenders} == {"right", "plurum-http", "plurum-grpc", "plurum-fused"}
     assert all(one.difference < 1e-4 for one in result.contenders)
     assert result.spread > 1e-3
     reasons = {one.name: one.reason for one in result.left_out}
     assert "differ from PyTorch" in reasons["wrong"] or "as PyTorch predicts" in reasons["wrong"]
     assert "pip could not install" in reasons["absent"]
-    assert len(result.turns) == 4
+    assert len(result.turns) == 8
+    assert {turn.start for turn in result.turns} == {1, 2}
+    assert result.settled is None
     assert "preprocess, fused, labels" in next(one.setup for one in result.contenders if one.name == "plurum-http")
     assert _sleepers() == sleepers
 
 
 def _sleepers() -> int:
     return sum(one.info["cmdline"] == ["sleep", "600"] for one in psutil.process_iter(["cmdline"]))
-
-
-def test_trained_members_vote_as_their_peers_do(run: Run, tmp_path: Path) -> None:
-    plain = run_with_mean_vote(run, tmp_path / "mean")
-    fitted, ensemble = run.ensemble(), plain.ensemble()
-    assert ensemble.members == fitted.members
-    assert ensemble.voting == Voting(weights=(1 / len(fitted.members),) * len(fitted.members))
-    assert plain.checkpoint(ensemble.members[0]).read_bytes() == run.checkpoint(fitted.members[0]).read_bytes()
-    assert run.ensemble() == fitted
-    assert run_with_mean_vote(run, tmp_path / "mean").ensemble() == ensemble

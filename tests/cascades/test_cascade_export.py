@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, probabilities_of, release_clients
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.errors import SettingsError
 from plurum.export import Budget, ExportSettings, member_latencies, repository_from_run
@@ -26,7 +25,6 @@ from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, 
 from plurum.voting import decide_cascade, softmax
 from tests.cascades.linear_cascade import cascade_of
 from tests.cascades.stage_models import run_on_cpu
-from tests.sample_runs.copied_graphs import graphs_copied_from
 from tests.serving.servers import FREE
 
 FP32 = ExportSettings(max_batch_size=8)
@@ -46,14 +44,6 @@ def with_cascade(ensemble: Ensemble) -> Ensemble:
     )
     cost = CascadeCost(value=0.6, low=0.5, high=0.7)
     return ensemble.with_cascade(CascadeRule(order=(1, 0), stages=(stage,), costs=(0.7, 0.3), cost=cost))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(repository: Path) -> Iterator[None]:
-    """Take the members' graphs of the shared repository: tracing them is slow."""
-
-    with graphs_copied_from(repository):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +196,7 @@ def test_a_cascade_is_rolled_out_and_back_without_a_lost_request(
     assert len(tells) == 4
     with (
         ReleaseServer(tmp_path / "live", exported) as live,
-        release_clients(live.urls["http"], pixels, expected, clients=2) as clients,
+        release_clients(live.urls["http"], pixels, expected, clients=2, pause_s=0.02) as clients,
     ):
         for arguments in ((full,), ("--back",)):
             done = live.rollout(*arguments)

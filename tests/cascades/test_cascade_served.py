@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import queue
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -185,16 +186,22 @@ def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
     assert "no vote: NaN from one" in str(answers[3])
 
 
-def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
-    """The model of the last stage returns an error, except for probes; the other stages answer in the same batch."""
-    repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
+def replace_last_stage(repository: Path, statement: str) -> Any:
+    """Let a Python model be the last stage, which runs a statement for images in doubt; return its config."""
     last = repository / "stage_2"
     (last / "1" / "model.onnx").unlink()
-    (last / "1" / "model.py").write_text(_FAILING, encoding="utf-8")
+    (last / "1" / "model.py").write_text(_LAST_STAGE.replace("STATEMENT", statement), encoding="utf-8")
     stage = read_config(last)
     stage.backend = "python"
     stage.ClearField("default_model_filename")
     (last / "config.pbtxt").write_text(text_of(stage), encoding="utf-8")
+    return stage
+
+
+def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
+    """The model of the last stage returns an error, except for probes; the other stages answer in the same batch."""
+    repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
+    replace_last_stage(repository, "return pb_utils.InferenceResponse(error=pb_utils.TritonError('out of order'))")
     config = read_config(repository / "fused")
     batch_four(repository, config)
     images = [MIXED[:1], MIXED[1:2], MIXED[2:3], MIXED[3:4]]
@@ -206,8 +213,38 @@ def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
     assert "cascade: stage_2: out of order" in str(answers[0])
 
 
-_FAILING = """
+def test_a_full_queue_of_a_stage_is_no_fault_of_the_server(tmp_path: Path) -> None:
+    repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
+    stage = replace_last_stage(repository, f"while not Path('{tmp_path / 'released'}').exists(): time.sleep(0.05)")
+    stage.dynamic_batching.default_queue_policy.max_queue_size = 1
+    (repository / "stage_2" / "config.pbtxt").write_text(text_of(stage), encoding="utf-8")
+    config = read_config(repository / "fused")
+    # Each request is a batch of its own.
+    config.ClearField("dynamic_batching")
+    (repository / "fused" / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
+    with Server(repository, FREE) as server:
+        arrived: queue.Queue[Any] = queue.Queue()
+        with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+            for _ in range(4):
+                client.async_infer(
+                    "ensemble_pixels", [request_of(MIXED[:1])], lambda result, error: arrived.put(error or result)
+                )
+            # One request is being computed, and one waits for it.
+            answers = [arrived.get(timeout=60), arrived.get(timeout=60)]
+            (tmp_path / "released").touch()
+            answers += [arrived.get(timeout=60), arrived.get(timeout=60)]
+    refused = [one for one in answers if isinstance(one, InferenceServerException)]
+    assert refused[:2] == answers[:2]
+    assert len(refused) < 4
+    assert {one.status() for one in refused} == {"StatusCode.UNAVAILABLE"}
+    assert re.search("cascade: stage_2: .*Exceeds maximum queue size", str(refused[0]))
+
+
+# Computes zeros, for other images than a probe's only after a statement.
+_LAST_STAGE = """
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -223,7 +260,7 @@ class TritonPythonModel:
     def _respond(self, request):
         pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
         if (pixels != 128).any():
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError("out of order"))
+            STATEMENT
         return pb_utils.InferenceResponse([self._zeros(one, len(pixels)) for one in self.outputs])
 
     def _zeros(self, one, batch):

@@ -13,6 +13,7 @@ from tests.training.data_files import digit_arrays, write_mnist
 # Small inputs and short runs: the figures on the pages took minutes.
 SMALLER = {
     **SMALL_DIGITS,
+    " --arch test_efficientnet": "",
     # A class of these few.
     "--positive nine": "--positive 3",
     "--epochs 12": "--epochs 3",

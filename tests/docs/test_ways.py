@@ -27,7 +27,7 @@ from tests.training.data_files import digit_arrays, save_npz
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
-    "snapshots": ({"archs": ("test_resnet",), "snapshots": 3, "ema": 0.9}, 3),
+    "snapshots": ({"archs": ("test_resnet",), "snapshots": 2, "ema": 0.9}, 2),
     # Seeds with snapshots are in training's own tests; each member here costs an export.
     "architectures and seeds": ({"archs": ("test_byobnet", "test_resnet"), "seeds": 2}, 4),
 }

@@ -9,18 +9,9 @@ from pathlib import Path
 import pytest
 
 from plurum.export.manifest import read_manifest
-from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import write_metadata
 from tests.cli.command_line import CommandLine
-
-
-@pytest.fixture(autouse=True)
-def exported_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    monkeypatch.setattr(selection, "onnx_from_model", copied)
 
 
 @pytest.mark.parametrize(

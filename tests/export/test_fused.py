@@ -26,7 +26,6 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
 from tests.model_repository.expected_outputs import float_outputs
-from tests.sample_runs.copied_graphs import graphs_copied_from
 from tests.serving.voter_counts import wait_for_counts
 
 FUSED_OUTPUTS = VoteModel(VotingRule((1.0,))).outputs
@@ -137,11 +136,9 @@ def test_nan_of_a_member_reaches_the_output() -> None:
 
 
 @pytest.fixture(scope="module")
-def fused_repository(run: Run, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fused_repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fused") / "model_repository"
-
-    with graphs_copied_from(repository):
-        exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, form="chain", fused=True))
+    exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, form="chain", fused=True))
     assert [parity.subject for parity in exported.parities][-1] == "ensemble_fused"
     assert exported.parities[-1].max_difference <= 1e-4
     return out

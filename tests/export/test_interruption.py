@@ -16,7 +16,6 @@ import tritonclient.grpc
 
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
-from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 
@@ -61,13 +60,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def published(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def published(repository: Path, tmp_path: Path) -> Path:
     """Return a repository that the export replaces."""
-
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    monkeypatch.setattr(selection, "onnx_from_model", copied)
     return shutil.copytree(repository, tmp_path / "model_repository")
 
 
@@ -98,10 +92,6 @@ def test_a_kill_at_any_step_leaves_no_partial_repository(run: Run, repository: P
     before = files_of(published)
     kill(run, repository, published, 1, 2, 3, 4, 5, 6)
     assert files_of(published) == before
-
-
-def test_after_a_kill_the_next_export_succeeds(run: Run, repository: Path, published: Path) -> None:
-    kill(run, repository, published, 6)
     exported = repository_from_run(run, published, SETTINGS)
     assert not exported.unchanged
     assert (published / "ensemble_fused" / "config.pbtxt").is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
 from tests.cli.command_line import CommandLine
-from tests.sample_runs.copied_graphs import graphs_copied_from
 
 # The shared run's members have hardly learnt, so small changes flip their predictions.
 EVEN = np.full((4, 2), 0.5)
@@ -39,14 +37,6 @@ LOOSE: dict[Precision, Budget] = {**BUDGETS, "int8": ANY, "bf16": ANY, "fp16": A
 def config_of(repository: Path, model: str) -> Any:
     text = (repository / model / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exported_once(repository: Path) -> Iterator[None]:
-    """Take the members' FP32 graphs from the shared repository, because tracing them is slow."""
-
-    with graphs_copied_from(repository):
-        yield
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -174,6 +164,13 @@ def test_int8_without_openvino_is_onnx_runtime_s(run: Run, tmp_path: Path, monke
     exported = repository_from_run(run, tmp_path / "out", settings)
     assert {(one.precision, one.backend) for one in exported.artefacts} == {("int8", "onnxruntime")}
     assert "int8 openvino was not built: package 'openvino' is not installed" in exported.artefacts[0].reason
+
+
+def test_an_export_without_openvino_offers_what_onnx_runtime_computes() -> None:
+    settings = ExportSettings(precision="auto", without_openvino=True)
+    assert settings.executions == (FP32, INT8)
+    with pytest.raises(SettingsError, match="expected fp32, int8 or auto with --without-openvino, got bf16"):
+        settings_from(ExportSettings, precision="bf16", without_openvino=True)
 
 
 def test_auto_tries_nothing_where_the_reference_is_wrong_already(

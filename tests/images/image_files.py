@@ -14,13 +14,13 @@ from PIL import Image
 from plurum.images import open_image, pixels_from_image
 from tests.pixel_matrix.png_cells import chunk
 
-__all__ = ["Pixels", "encoded", "gradient", "png", "png_from_pixels", "seen", "tiff"]
+__all__ = ["Pixels", "encoded", "gradient", "photograph", "png", "png_from_pixels", "seen", "tiff"]
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def seen(data: bytes, side: int = 16, **options: Any) -> Pixels:
-    return pixels_from_image(open_image(data), height=side, width=side, **options)
+def seen(data: bytes, side: int = 16, reduce_to: tuple[int, int] | None = None, **options: Any) -> Pixels:
+    return pixels_from_image(open_image(data, reduce_to=reduce_to), height=side, width=side, **options)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -63,3 +63,10 @@ def gradient(height: int = 16, width: int = 16) -> Pixels:
 
 def png_from_pixels(pixels: Pixels) -> bytes:
     return encoded(Image.fromarray(pixels))
+
+
+def photograph(width: int = 256, height: int = 192) -> Image.Image:
+    """Return smooth colours with some noise."""
+    noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
+    ramp = np.asarray(Image.fromarray(gradient()).convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8))

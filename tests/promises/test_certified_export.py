@@ -17,7 +17,6 @@ from plurum.errors import CertificationError, ParityError
 from plurum.export import Budget, ExportSettings, repository_from_onnx, repository_from_run
 from plurum.export.graphs.fused import verdict_from_fused
 from plurum.export.manifest import is_exported_from, read_manifest
-from plurum.export.repository import selection
 from plurum.export.repository.certification import ServedGraphs, certification_images, certify_ensemble
 from plurum.export.repository.refusals import read_refusals
 from plurum.export.settings import BUDGETS, Precision
@@ -55,16 +54,6 @@ def certified(promised: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("certified") / "model_repository"
     repository_from_run(promised, out, FP32)
     return out
-
-
-@pytest.fixture
-def traced_once(certified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the members' FP32 graphs from the certified repository, because tracing them is slow."""
-
-    def copied(_: object, path: Path) -> None:
-        shutil.copyfile(certified / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
-
-    monkeypatch.setattr(selection, "onnx_from_model", copied)
 
 
 def copy_of(run: Run, folder: Path) -> Run:
@@ -176,7 +165,6 @@ def test_the_command_prints_the_promise_and_the_doctor_is_content(
     assert ", 0 errors" in plurum.said("doctor", certified)
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_graphs_that_break_the_promise_are_not_written(
     promised: Run, certified: Path, plurum: CommandLine, tmp_path: Path
 ) -> None:
@@ -215,7 +203,6 @@ def test_graphs_that_break_the_promise_are_not_written(
     assert is_exported_from(out, ensemble)
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: Run, tmp_path: Path) -> None:
     """INT8 is hardly better than chance here: it keeps the promise with far more reviews, and no stricter one."""
     run, out = copy_of(promised, tmp_path), tmp_path / "out"
@@ -246,7 +233,6 @@ def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: 
     assert read_refusals(run) == ()
 
 
-@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -26,7 +26,8 @@ def _write_images(folder: Path) -> None:
     (folder / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: after a broken connection rclone may keep a core busy until it ends.
+@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Server of the bucket `data`: a folder per class, and a manifest of its images."""
     folder = tmp_path_factory.mktemp("buckets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,5 +20,10 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            build(folder)
+            try:
+                build(folder)
+            except BaseException:
+                # Nothing takes a part for the whole.
+                folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
+                raise
     return folder

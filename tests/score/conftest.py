@@ -1,4 +1,4 @@
-"""A repository of small members, and images for it."""
+"""Images for the repository of linear members."""
 
 from __future__ import annotations
 
@@ -7,22 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cascades.linear_cascade import ENSEMBLES, PIXELS, write_members
-from tests.sample_runs.build_once import build_once
-
-
-@pytest.fixture(scope="session")
-def linear_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Repository of a cascade of linear members, with its graphs by stage; read-only."""
-    from plurum.export import repository_from_onnx
-
-    ensemble = ENSEMBLES["three stages with detectors"]
-
-    def build(folder: Path) -> None:
-        folder.mkdir()
-        repository_from_onnx(ensemble, write_members(folder, ensemble), folder / "repository", 8)
-
-    return build_once(tmp_path_factory, "linear", build) / "repository"
+from tests.cascades.linear_cascade import PIXELS
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,10 @@ class LengthScorer:
     def schema(self, subjects: Iterable[str]) -> Any:
         return pa.schema([*((name, pa.string()) for name in subjects), ("label", pa.string()), ("review", pa.bool_())])
 
-    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Any:
+    def tables(self, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Iterator[Any]:
+        yield from map(self._table, batches)
+
+    def _table(self, batch: Mapping[str, npt.NDArray[Any]]) -> Any:
         self.rows.append(len(batch["bytes"]))
         labels = [str(len(one)) if one else None for one in batch["bytes"]]
         columns = [list(batch["path"]), list(batch["label"]), labels, [one == "1" if one else None for one in labels]]

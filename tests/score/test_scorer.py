@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from plurum.client import Failure, Prediction
 from plurum.errors import DataError, PlurumError, RepositoryError, SettingsError
@@ -68,6 +71,42 @@ def test_an_address_is_read_like_a_path(scorer: Scorer, pictures: list[str], tmp
     assert found[0] == found[2]
     assert isinstance(found[1], Failure)
     assert found[1].reason.startswith("can't be read: FileNotFoundError")
+
+
+class WaitingFiles(LocalFileSystem):  # type: ignore[misc]
+    """Local files at `waiting://`; tells which are being read."""
+
+    protocol = "waiting"
+    opened: ClassVar[dict[str, threading.Event]] = {}
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        WaitingFiles.opened[Path(path).name].set()
+        return super().open(path, mode, **options)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> Any:
+        return LocalFileSystem._strip_protocol(str(path).removeprefix("waiting://"))
+
+
+def test_images_of_the_next_batch_are_read_meanwhile(
+    scorer: Scorer, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("waiting", WaitingFiles, clobber=True)
+    WaitingFiles.opened = {Path(path).name: threading.Event() for path in pictures}
+    answers, model = scorer._model.answers, scorer._model
+    nexts = iter([*pictures[1:3], None])
+
+    def answer_later(images: Any, patients: Any) -> Any:
+        # Nobody but this waits for the next image, which is read all the same.
+        assert (following := next(nexts)) is None or WaitingFiles.opened[Path(following).name].wait(60)
+        return answers(images, patients)
+
+    monkeypatch.setattr(model, "answers", answer_later)
+    batches = [{"path": column(f"waiting://{path}")} for path in pictures[:3]]
+    tables = [table.to_pylist() for table in scorer.tables(batches)]
+    monkeypatch.undo()
+    expected = scorer({"path": column(*pictures[:3])}).to_pylist()
+    assert [row["p_CE"] for (row,) in tables] == [row["p_CE"] for row in expected]
 
 
 def test_bad_arguments_are_named(scorer: Scorer, linear_repository: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from plurum.models import model_from_checkpoint, normalise
 from plurum.run import DataMetadata, Run
 from plurum.settings.members import AddSettings
 from plurum.spec import RESERVED_NAMES, ImageSpec, Member, Scores, name_from_file, write_metadata
+from plurum.training.learning.plan import check_takes_members
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import softmax
 
@@ -64,18 +67,21 @@ def add_member(run: Run, sources: Sequence[str], settings: AddSettings) -> Added
         MissingExtraError: a package is not installed.
         OutputError: the run has a member of this name, or can't be written.
         ParityError: the graph differs from the original model.
-        SettingsError: an option is missing or wrong.
+        SettingsError: an option is missing or wrong, or the run has folds.
     """
     with needs_extra("training", "torch", "timm", "safetensors"):
         pass
     run.check()
+    check_takes_members(run, "RUN")
     data = run.data()
     file, arch = _file_and_arch(sources, settings)
     name = settings.name or name_from_file(file.name)
     check_member_name(run, name)
     order = _order_of(settings, data)
     adding = _Adding(run, data, settings, file, name, order)
-    if file.suffix.lower() == ".onnx":
+    is_onnx = file.suffix.lower() == ".onnx"
+    _check_options(settings, arch, is_onnx)
+    if is_onnx:
         return adding.add_onnx()
     if arch is None:
         raise SettingsError(f"--arch: expected the architecture of {file}, got none. Add --arch, such as resnet18.")
@@ -117,7 +123,10 @@ class _Adding:
         image = self._image(*self._image_size())
         module = module_from_arch(arch, len(self.order))
         notes = load_weights(module, self.file, arch)
-        graph = graph_from_module(LogitsModel(module).eval(), arch, self.order, self._sample(image))
+        kind = self.settings.outputs or "logits"
+        # Standard output is for results, and the module's code may print.
+        with contextlib.redirect_stdout(sys.stderr):
+            graph = graph_from_module(LogitsModel(module).eval(), arch, kind, self.order, self._sample(image))
         return self._write_graph(arch, image, graph, notes)
 
     def add_timm(self, arch: str) -> AddedMember:
@@ -218,8 +227,22 @@ def _file_and_arch(sources: Sequence[str], settings: AddSettings) -> tuple[Path,
         )
     file = Path(sources[-1])
     if not file.is_file():
-        raise SettingsError(f"FILE: expected a file of weights or an ONNX file, got {file}, which is not a file")
-    return file, settings.arch or (sources[0] if len(sources) == 2 else None)
+        held = [one.name for one in sorted(file.glob("*")) if one.suffix in {".safetensors", ".onnx"}]
+        way_out = f". Name a file in it, such as {file / held[0]}." if held else ""
+        raise SettingsError(
+            f"FILE: expected a file of weights or an ONNX file, got {file}, which is not a file{way_out}"
+        )
+    arch = settings.arch or (sources[0] if len(sources) == 2 else None)
+    return file, None if arch is None else arch.removeprefix("timm:")
+
+
+def _check_options(settings: AddSettings, arch: str | None, is_onnx: bool) -> None:
+    """Check that no option is given that the kind of model does not use."""
+    if is_onnx and arch:
+        raise SettingsError(f"--arch: expected no architecture for an ONNX file, got {arch}. Leave it out.")
+    given = {"--input": settings.input, "--output": settings.output, "--layout": settings.layout}
+    if not is_onnx and (unused := [option for option, value in given.items() if value]):
+        raise SettingsError(f"{unused[0]}: expected an ONNX file, got a file of weights. Leave the option out.")
 
 
 def check_member_name(run: Run, name: str, option: str = "--name") -> None:

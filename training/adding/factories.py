@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from plurum.errors import SettingsError
 from plurum.models import create_model
@@ -53,7 +57,7 @@ def is_timm(arch: str) -> bool:
 
 
 def module_from_arch(arch: str, classes: int) -> nn.Module:
-    """Return a module with random weights, in evaluation mode. Runs the code that `arch` names.
+    """Return a module with random weights, on the CPU in float32, in evaluation mode. Runs the code that `arch` names.
 
     Args:
         arch: `torchvision:NAME`, `monai:NAME`, `package.module:FUNCTION` or `FILE.py:FUNCTION`; or a timm name.
@@ -70,16 +74,31 @@ def module_from_arch(arch: str, classes: int) -> nn.Module:
         "monai": lambda: _from_monai(name, classes),
     }
     try:
-        made = makers[place]() if place in makers else _call(_function(arch, place, name), classes)
+        # Standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr), _finding_modules_of(place):
+            made = makers[place]() if place in makers else _call(_function(arch, place, name), arch, classes)
     except SettingsError:
         raise
-    # Code of others can raise anything.
-    except Exception as error:
+    # Code of others can raise anything; one that reads the command line exits.
+    except (Exception, SystemExit) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingsError(f"--arch: {arch} can't make a model: {type(error).__name__}: {reason[:200]}") from error
     if not isinstance(made, nn.Module):
         raise SettingsError(f"--arch: expected {arch} to return a torch.nn.Module, got {type(made).__name__}")
-    return made.eval()
+    model = _unwrap(made)
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        raise SettingsError(
+            f"--arch: expected layers with sizes, got lazy ones from {arch}. Predict an image with it first."
+        )
+    return model.cpu().float().eval()
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Return a model without torch.compile, which needs a compiler, and without copies for other devices."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return _unwrap(inner) if isinstance(inner, nn.Module) else model
 
 
 def _from_torchvision(name: str, classes: int) -> nn.Module:
@@ -114,27 +133,66 @@ def _function(arch: str, place: str, name: str) -> Any:
     """Return the function that the user names; its module's code is run."""
     if not place or not name.isidentifier():
         raise SettingsError(f"--arch: {_EXPECTED}, got {arch!r}")
-    if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        if spec is None or spec.loader is None or not Path(place).is_file():
-            raise SettingsError(f"--arch: expected a Python file, got {place}, which does not exist")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ImportError as error:
-            raise SettingsError(
-                f"--arch: module {place!r} can't be imported: {error}. Install its package, or name FILE.py:FUNCTION."
-            ) from error
+    module = _module_in_file(Path(place)) if place.endswith(".py") else _module_in_package(place)
     if not callable(function := getattr(module, name, None)):
         raise SettingsError(f"--arch: expected a function {name!r} in {place}, got none of this name")
     return function
 
 
-def _call(function: Any, classes: int) -> Any:
+def _module_in_file(file: Path) -> ModuleType:
+    """Return the module in a file of the user's."""
+    if not file.is_file():
+        raise SettingsError(f"--arch: expected a Python file, got {file}, which does not exist")
+    # Dataclasses look their module up by its name.
+    spec = importlib.util.spec_from_file_location(f"plurum_member_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"--arch: expected a Python file, got {file}")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module_in_package(name: str) -> ModuleType:
+    """Return a module of an installed package, or of one in the current folder."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SettingsError(
+            f"--arch: module {name!r} can't be imported: {error}. Install its package, or name FILE.py:FUNCTION."
+        ) from error
+
+
+@contextlib.contextmanager
+def _finding_modules_of(place: str) -> Iterator[None]:
+    """Let imports find modules beside a file, as in a script, or after all others those in the current folder."""
+    is_file = place.endswith(".py")
+    folder = str(Path(place).resolve().parent if is_file else Path.cwd())
+    is_added = is_file or folder not in sys.path
+    if is_added:
+        sys.path.insert(0 if is_file else len(sys.path), folder)
+    try:
+        yield
+    finally:
+        if is_added:
+            sys.path.remove(folder)
+
+
+def _call(function: Any, arch: str, classes: int) -> Any:
     """Call a factory, with the number of classes if it takes that."""
     taken = inspect.signature(function).parameters
-    takes_classes = "num_classes" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
+    named = taken.get("num_classes")
+    others = [
+        one.name
+        for one in taken.values()
+        if one is not named and one.default is one.empty and one.kind not in {one.VAR_POSITIONAL, one.VAR_KEYWORD}
+    ]
+    if others:
+        raise SettingsError(
+            f"--arch: expected a function that takes num_classes or nothing, got {arch}, which needs "
+            f"{', '.join(others)}. Name a function that passes them."
+        )
+    takes_classes = named is not None or any(one.kind is one.VAR_KEYWORD for one in taken.values())
     with torch.random.fork_rng(devices=[]):
+        if named is not None and named.kind is named.POSITIONAL_ONLY:
+            return function(classes)
         return function(num_classes=classes) if takes_classes else function()

@@ -20,7 +20,15 @@ from torch import nn
 from plurum.errors import MetadataError, ParityError, PlurumError
 from plurum.onnx_graphs.export import onnx_from_module
 from plurum.onnx_graphs.files import read_onnx, tensors_of
-from plurum.onnx_graphs.member_graphs import IMAGES, GraphSource, convert_graph, input_of, output_of
+from plurum.onnx_graphs.member_graphs import (
+    IMAGES,
+    WHOLE_NUMBERS,
+    GraphSource,
+    OutputKind,
+    convert_graph,
+    input_of,
+    output_of,
+)
 from plurum.onnx_graphs.module import OnnxModel, session_of
 from plurum.predictions.arrays import Floats
 from plurum.settings.members import AddSettings
@@ -88,10 +96,14 @@ def graph_from_onnx(
     model = read_onnx(path)
     layout = _layout(model, settings)
     kind = settings.outputs or "logits"
+    _check_std(input_of(model, settings.input), settings)
     original = _session(model.SerializeToString(), str(path))
     found = _original_outputs(original, model, settings, np.moveaxis(images, 1, -1) if layout == "NHWC" else images)
     if found.shape[1] != len(order):
-        raise MetadataError(f"--classes: expected {found.shape[1]}, one for each output of {path}, got {len(order)}")
+        raise MetadataError(
+            f"--classes: expected {found.shape[1]}, one for each output of {path}, got {len(order)}. Export the model "
+            f"with an output for each class of the run."
+        )
     _check_kind(found, kind)
     expected = found if kind == "probabilities" else softmax(found)
     source = GraphSource(settings.input, settings.output, layout, kind, *size, order)
@@ -99,12 +111,15 @@ def graph_from_onnx(
     return _checked(model, source, expected[:, list(order)], images, _HALF_TOLERANCE if has_halves else _TOLERANCE)
 
 
-def graph_from_module(module: nn.Module, arch: str, order: tuple[int, ...], images: Images) -> MemberGraph:
+def graph_from_module(
+    module: nn.Module, arch: str, kind: OutputKind, order: tuple[int, ...], images: Images
+) -> MemberGraph:
     """Return a module's graph, compared with the module's own predictions.
 
     Args:
-        module: Module, images → logits, in evaluation mode.
+        module: Module, images → outputs, in evaluation mode.
         arch: Name of the module, for messages.
+        kind: Kind of the outputs.
         order: Index of each class of the run among the outputs.
         images: Images to compare predictions on.
 
@@ -118,6 +133,8 @@ def graph_from_module(module: nn.Module, arch: str, order: tuple[int, ...], imag
         raise MetadataError(
             f"--arch: expected {arch} to return logits [{len(images)}, {len(order)}], got {list(logits.shape)}"
         )
+    _check_kind(logits, kind)
+    expected = logits if kind == "probabilities" else softmax(logits)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "module.onnx"
         try:
@@ -131,12 +148,13 @@ def graph_from_module(module: nn.Module, arch: str, order: tuple[int, ...], imag
                 f"--arch: {arch} can't be exported to ONNX: {type(error).__name__}: {_first_line(error)}. Make its "
                 f"forward free of branches that depend on values, or export it yourself and add the ONNX file."
             ) from error
-    source = GraphSource("", "", "NCHW", "logits", images.shape[2], images.shape[3], order)
-    return _checked(model, source, softmax(logits)[:, list(order)], images, _TOLERANCE)
+    source = GraphSource("", "", "NCHW", kind, images.shape[2], images.shape[3], order)
+    return _checked(model, source, expected[:, list(order)], images, _TOLERANCE)
 
 
 def _checked(model: Any, source: GraphSource, expected: Floats, images: Images, tolerance: float) -> MemberGraph:
     """Return the converted graph after comparing its probabilities, for all images at once, with the original's."""
+    _check_end(model, source)
     try:
         graph = convert_graph(model, source).SerializeToString()
     except PlurumError:
@@ -169,6 +187,19 @@ def _checked(model: Any, source: GraphSource, expected: Floats, images: Images, 
     return MemberGraph(graph, max(1, parameters), difference)
 
 
+def _check_end(model: Any, source: GraphSource) -> None:
+    """Check that the outputs are not those of a sigmoid, which are neither logits nor sum to 1."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    node = makers.get(output_of(model, source.output).name)
+    while node is not None and node.op_type in {"Cast", "Flatten", "Identity", "Reshape", "Squeeze"}:
+        node = makers.get(node.input[0])
+    if node is not None and node.op_type == "Sigmoid":
+        raise MetadataError(
+            f"--outputs: expected {source.kind} of classes that exclude each other, got those of a sigmoid. Export the "
+            f"model without it."
+        )
+
+
 _INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
 
 
@@ -178,6 +209,10 @@ def _layout(model: Any, settings: AddSettings) -> Any:
     possible = [layout for layout, channels in places.items() if channels in {0, 3}]
     if len(exact := [layout for layout in possible if places[layout] == 3]) == 1:
         possible = exact
+    if not possible:
+        raise MetadataError(
+            f"--input: expected 3 channels, got an input of the shape {sizes}. Export it for RGB images."
+        )
     if settings.layout:
         if settings.layout not in possible:
             raise MetadataError(f"--layout: expected an input with 3 channels, got {sizes} for {settings.layout}")
@@ -185,6 +220,15 @@ def _layout(model: Any, settings: AddSettings) -> Any:
     if len(possible) != 1:
         raise MetadataError(f"--layout: expected NCHW or NHWC for an input of the shape {sizes}, got none")
     return possible[0]
+
+
+def _check_std(given: Any, settings: AddSettings) -> None:
+    """Check that an input of whole numbers gets pixels from 0 to 255, or shifted ones."""
+    if given.type.tensor_type.elem_type in WHOLE_NUMBERS and not np.allclose(settings.std, 1 / 255, rtol=1e-3):
+        raise MetadataError(
+            f"--std: expected 0.00392157,0.00392157,0.00392157, as the ONNX file's input takes whole numbers, got "
+            f"{','.join(f'{one:g}' for one in settings.std)}"
+        )
 
 
 def _session(graph: bytes, name: str) -> Any:
@@ -207,7 +251,7 @@ def _original_outputs(session: Any, model: Any, settings: AddSettings, images: I
     def run() -> Floats:
         rows = []
         for image in images:
-            values = np.repeat((image.round() if dtype == np.uint8 else image)[None], batch, axis=0).astype(dtype)
+            values = np.repeat((image.round() if kind in WHOLE_NUMBERS else image)[None], batch, axis=0).astype(dtype)
             rows.append(session.run([output.name], {given.name: values})[0][:1].astype(np.float64).reshape(-1))
         return np.stack(rows)
 

@@ -18,11 +18,14 @@ from PIL import Image
 
 from plurum.errors import DataError, ImageError
 from plurum.images import (
+    Structure,
     TooLargeImageError,
     UnreadableImageError,
     is_nearly_black,
     open_image,
+    reduction_of,
     resize_to_pixels,
+    structure_of,
     to_eight_bit,
 )
 from plurum.images.windows import WindowRule
@@ -132,16 +135,18 @@ class LabelledImages:
         """Decode every image once and return the properties of each.
 
         Args:
-            image: Size, colour mode, resize rule and window of the pixels in `out`.
+            image: Size, colour mode, resize rule, window and reduced decoding of the pixels in `out`.
             out: Array for the pixels of readable images, `[images, height, width, 3]`.
         """
         window = self.window if image is None else image.window
 
         def one(index: int) -> DecodedImage:
             try:
-                flat = to_eight_bit(open_image(self.read_encoded(index), window=window))
+                encoded = self.read_encoded(index)
+                structure = structure_of(encoded)
+                flat = to_eight_bit(open_image(encoded, structure, window))
                 if image is not None and out is not None:
-                    out[index] = resize_to_pixels(flat, **image.resizing)
+                    out[index] = _member_pixels(encoded, structure, flat, image)
             except TooLargeImageError as error:
                 return DecodedImage(0, 0, "", f"{error}; cut TIFFs of this size into tiles with --tile-size")
             except (ImageError, UnreadableImageError) as error:
@@ -193,6 +198,13 @@ def check_classes(name: object, classes: Sequence[str]) -> None:
         if not one.isprintable():
             raise DataError(f"{name} has a class named {one!a}, with unprintable characters; rename it")
     check_spellings(name, "class", "classes", classes)
+
+
+def _member_pixels(encoded: bytes, structure: Structure, flat: Image.Image, image: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Return the pixels that a server makes of an image, `[height, width, 3]`; `flat` is the whole image."""
+    if reduction_of(structure, image.decoding["reduce_to"]) > 1:
+        flat = to_eight_bit(open_image(encoded, structure, **image.decoding))
+    return resize_to_pixels(flat, **image.resizing)
 
 
 def _sha256(image: Image.Image) -> str:

@@ -22,6 +22,7 @@ from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.folds import draw_folds
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages
+from plurum.training.data.reduction import with_reduced_decoding
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 from plurum.training.data.window_fit import fit_window
 
@@ -43,8 +44,9 @@ def store_data(
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
     Percentiles of a window are fitted to the training images. Mean and std are measured on the training images' pixels,
-    without padding; with pretrained weights they are those of `normalisation`, by default ImageNet's. Unreadable images
-    are left out if `data` allows it. `report.json` lists them. With folds, the readable training images get theirs.
+    without padding; with pretrained weights they are those of `normalisation`, by default ImageNet's. Large JPEGs are
+    decoded at a reduced scale if that leaves their pixels nearly unchanged. Unreadable images are left out if `data`
+    allows it. `report.json` lists them. With folds, the readable training images get theirs.
 
     Raises:
         DataError: some images are unreadable, a window can't be fitted, or a class is too small for the folds.
@@ -59,7 +61,7 @@ def store_data(
             )
         return found
     data = fit_window(data, settings.window)
-    image = image_spec(data, settings, normalisation)
+    image = with_reduced_decoding(data, image_spec(data, settings, normalisation))
     with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data, decoded = _store_pixels(folder, data, image)
         if settings.folds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import ImageSpec
 
-__all__ = ["find_unlabelled_images", "iterate_pixels", "keep_unlabelled", "read_unlabelled"]
+__all__ = ["digest_image", "find_unlabelled_images", "iterate_pixels", "keep_unlabelled", "read_unlabelled"]
 
 
 def find_unlabelled_images(source: Path | str) -> tuple[Path, ...]:
@@ -38,8 +39,15 @@ def find_unlabelled_images(source: Path | str) -> tuple[Path, ...]:
     raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
 
 
-def read_unlabelled(run: Run, source: Path | str) -> UnlabelledImages:
+def read_unlabelled(run: Run, source: Path | str, *, are_new: bool = False) -> UnlabelledImages:
     """Return the images of a folder, or of a CSV manifest with the column `path` and, if known, `patient`.
+
+    Equal images of unknown patients count as those of one patient.
+
+    Args:
+        run: Run that defines the size of the images.
+        source: Folder or manifest.
+        are_new: If True, refuse an image of an unknown patient that equals one of the run's.
 
     Raises:
         DataError: an image can't be read, or is of a patient that the run has.
@@ -54,7 +62,20 @@ def read_unlabelled(run: Run, source: Path | str) -> UnlabelledImages:
             f"{source}, such as {known[0]}. Leave them out."
         )
     pixels = np.concatenate(list(iterate_pixels(files, run.data().image)))
-    return UnlabelledImages(pixels, number_patients(patients))
+    digests = [digest_image(image) for image in pixels]
+    own = {digest_image(image) for image in run.pixels()} if are_new else set()
+    if copies := [file for file, name, key in zip(files, patients, digests, strict=True) if not name and key in own]:
+        raise DataError(
+            f"--unlabelled: expected images that the run does not have, got {len(copies):,} of its images in {source}, "
+            f"such as {copies[0]}. Leave them out."
+        )
+    owners = [name or f"image {key}" for name, key in zip(patients, digests, strict=True)]
+    return UnlabelledImages(pixels, number_patients(owners))
+
+
+def digest_image(image: npt.NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of an image's pixels, in hexadecimal."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def keep_unlabelled(run: Run, images: UnlabelledImages | None) -> None:
@@ -93,7 +114,7 @@ def _files_from_csv(path: Path) -> tuple[Path, ...]:
 
 def _pixels(file: Path, image: ImageSpec) -> npt.NDArray[np.uint8]:
     try:
-        opened = open_image(read_regular(file, MAX_IMAGE_BYTES), window=image.window)
+        opened = open_image(read_regular(file, MAX_IMAGE_BYTES), **image.decoding)
         return pixels_from_image(opened, **image.resizing)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from error

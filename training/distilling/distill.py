@@ -24,7 +24,14 @@ from plurum.training.inference.member_costs import multiply_adds_of_member
 from plurum.training.inference.predictions import predict_outputs
 from plurum.training.learning.architectures import check_architectures, model_from_arch
 from plurum.training.learning.backbones import backbone_from_arch
-from plurum.training.learning.plan import Distillation, RunSettings, TrainingPlan, is_finished, plan_trainings
+from plurum.training.learning.plan import (
+    Distillation,
+    RunSettings,
+    TrainingPlan,
+    check_takes_members,
+    is_finished,
+    plan_trainings,
+)
 from plurum.training.learning.precision import precision_for, training_device
 from plurum.training.learning.run import check_architecture, mark_started
 from plurum.training.progress import show_progress
@@ -163,6 +170,8 @@ class _Distillation:
         check_architectures([arch])
         precision_for(self.training.precision, training_device())
         check_architecture(arch, self.training.seed, len(data.classes), data.image, self.training)
+        if self.settings.add is not None:
+            check_takes_members(self.teacher, "--add")
         if self.settings.add is not None and not is_finished(self.run, self.plan):
             check_member_name(self.teacher, self.settings.add, "--add")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 from plurum.files import atomic_folder
 from plurum.run import Run
 from plurum.training.data.examples import Examples
-from plurum.training.data.unlabelled import read_unlabelled
+from plurum.training.data.unlabelled import digest_image, read_unlabelled
 
 __all__ = ["StudentImages", "share_data", "student_images"]
 
@@ -48,8 +47,8 @@ def student_images(run: Run, unlabelled: Path | None) -> StudentImages:
         return StudentImages(examples)
     found = read_unlabelled(run, unlabelled).pixels
     held_out = np.setdiff1d(np.arange(len(examples.labels)), examples.train)
-    unseen = {_digest(examples.pixels[row]) for row in held_out}
-    more = found[[_digest(image) not in unseen for image in found]]
+    unseen = {digest_image(examples.pixels[row]) for row in held_out}
+    more = found[[digest_image(image) not in unseen for image in found]]
     with_more = replace(
         examples,
         pixels=np.concatenate([examples.pixels, more]),
@@ -70,7 +69,3 @@ def share_data(teacher: Run, run: Run) -> None:
                 os.link(file.resolve(), folder / file.name)
             except OSError:
                 shutil.copyfile(file, folder / file.name)
-
-
-def _digest(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()

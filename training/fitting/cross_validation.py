@@ -42,14 +42,16 @@ def fold_models(run: Run, members: Sequence[Member], settings: FitSettings) -> t
         MetadataError: a model lacks the member of a fold, or a member belongs to no fold.
         SettingsError: the voting mode weighs single members.
     """
-    if run.table().folds is None:
+    trainings = planned_trainings(run)
+    # A student's run has the images and folds of its teacher's.
+    if run.table().folds is None or (trainings and all(training.fold is None for training in trainings)):
         return ()
     if settings.mode == "stack":
         raise SettingsError("--mode: expected soft or hard in a run with folds, got stack. Choose one of them")
     where = {member.name: index for index, member in enumerate(members)}
     models: dict[str, dict[int, int]] = {}
     missing = list[str]()
-    for training in planned_trainings(run):
+    for training in trainings:
         for name in training.members:
             if name not in where:
                 missing.append(name)

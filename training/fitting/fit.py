@@ -115,7 +115,7 @@ def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] 
     table = run.table()
     models = fold_models(run, members, settings)
     aside = _check_held_out(settings, table)
-    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, settings.unlabelled)
+    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, settings.unlabelled, are_new=True)
     known = _labelled(table, "validation", predict_members(run, members, ("validation",))["validation"], classes)
     vote = fit_fold_vote(run, members, models, known, settings) if models else fit_vote(known, settings)
     detectors = None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from plurum.errors import OutputError
+from plurum.errors import OutputError, SettingsError
 from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.settings.training import TrainSettings
@@ -18,6 +18,7 @@ __all__ = [
     "Distillation",
     "RunSettings",
     "TrainingPlan",
+    "check_takes_members",
     "is_finished",
     "plan_trainings",
     "planned_trainings",
@@ -117,6 +118,19 @@ def planned_trainings(run: Run) -> list[TrainingPlan]:
     except (OSError, ValidationError):
         return []
     return plan_trainings(started.settings)
+
+
+def check_takes_members(run: Run, option: str) -> None:
+    """Check that a member from elsewhere, which `option` states, can vote in the run.
+
+    Raises:
+        SettingsError: the run has folds, and its vote is fitted to predictions of members that lack an image.
+    """
+    if any(training.fold is not None for training in planned_trainings(run)):
+        raise SettingsError(
+            f"{option}: expected a run without folds, got {run.path}. Add the model to a run that was trained without "
+            f"--folds."
+        )
 
 
 def unfinished_members(run: Run) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ import typer
 
 from plurum.benchmarks.claims.averaging.comparison import Scored, score_draws
 from plurum.benchmarks.claims.averaging.trained import WAYS, AveragingStudy
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.export.repository.cards.markup import table_from_rows
 from plurum.figures import Estimate
 from plurum.files import write_text
@@ -46,7 +46,7 @@ def averaging(
     arch: Annotated[list[str] | None, typer.Option(help="Architecture; repeat for several.")] = None,
     images: Annotated[int, typer.Option(min=100, help="Images for training and validation.")] = 5000,
     epochs: Annotated[int, typer.Option(min=4, help="Epochs of each training.")] = 12,
-    draws: Draws = 5,
+    draws: Draws = 4,
     fashion: Fashion = FASHION,
     page: Page = None,
 ) -> None:

@@ -21,9 +21,9 @@ import typer
 from plurum.benchmarks.claims.averaging.__main__ import FASHION, Draws, Fashion, Work
 from plurum.benchmarks.claims.averaging.comparison import Scored, score_draws
 from plurum.benchmarks.claims.averaging.trained import AveragingStudy, MemberOutputs
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.export.repository.cards.markup import table_from_rows
 from plurum.files import write_text
 from plurum.predictions.arrays import Floats, Ints
@@ -49,7 +49,7 @@ def views(
     arch: Annotated[str, typer.Option(help="Architecture of all members.")] = "test_byobnet",
     images: Annotated[int, typer.Option(min=100, help="Images of Fashion-MNIST for training and validation.")] = 5000,
     epochs: Annotated[int, typer.Option(min=4, help="Epochs of each training.")] = 12,
-    draws: Draws = 5,
+    draws: Draws = 4,
     fashion: Fashion = FASHION,
     page: Page = None,
 ) -> None:

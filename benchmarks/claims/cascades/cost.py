@@ -37,7 +37,7 @@ from plurum.export.settings import Backend
 from plurum.serving import usable_cores
 from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, read_ensemble
 
-__all__ = ["cost"]
+__all__ = ["cost", "repository_with_stage"]
 
 _ON, _OFF = "with", "without"
 _BATCH, _ROWS = 16, 4
@@ -63,6 +63,19 @@ def cost(
     losses = {case: loss(sides) for case, sides in rates.items()}
     about = {"members": arch, "size": size, "seconds": seconds, "library": library, "precision": precision}
     command.print_report({"percent": losses, "images_per_s": rates, **about}, state, _table(rates, losses))
+
+
+def repository_with_stage(work: Path, archs: list[str], size: int, progress: command.Say) -> Path:
+    """Write a repository of INT8 members on OpenVINO whose first one settles every image; return its folder.
+
+    Arguments as in `random_repository`.
+    """
+    plain = random_repository(work, archs, size, _BATCH, progress)
+    ensemble = read_ensemble(plain / "ensemble.json")
+    graphs = {member.name: plain / member.name / "1" / "model.onnx" for member in ensemble.members}
+    folder = work / "openvino_int8"
+    graphs = quantise(graphs, folder, size, progress, "openvino")
+    return _repository(_with_stage(ensemble, 0.0), graphs, folder / "settled", "openvino", progress)
 
 
 def _rates(

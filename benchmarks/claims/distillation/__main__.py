@@ -27,11 +27,11 @@ import typer
 from rich.table import Table
 from torch import nn
 
-from plurum.benchmarks.claims.distillation.material import write_material
 from plurum.benchmarks.claims.distillation.page import student_table
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.fashion import write_material
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.files import write_text
 from plurum.models import model_from_checkpoint
 from plurum.run import Run

@@ -21,10 +21,10 @@ import numpy as np
 import typer
 
 from plurum.benchmarks.claims.folds.trained import SIDES, FoldsStudy, test_losses, write_images
-from plurum.benchmarks.claims.outliers.page import Page, page_with_tables
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.draws import estimate_over_draws
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.export.repository.cards.markup import table_from_rows
 from plurum.figures import Estimate
 from plurum.files import write_text

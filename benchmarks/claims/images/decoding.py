@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ import plurum
 from plurum.benchmarks.tools import command
 from plurum.errors import SettingsError
 
-__all__ = ["decoding_costs"]
+__all__ = ["check_sources", "decoding_costs", "median_difference"]
 
 _THIS, _OTHER = "this", "other"
 _TURN_S, _TURNS = 0.05, 4
@@ -51,10 +52,7 @@ def decoding_costs(
     work: command.WorkFolder = Path("runs/benchmark"),
 ) -> None:
     """Compare decoding: a table on standard error, one line of JSON on standard output."""
-    if not (other / "plurum" / "images").is_dir():
-        raise SettingsError(
-            f"OTHER/src: expected a folder that holds plurum/images, got {other}. Give another checkout"
-        )
+    check_sources(other)
     with command.measurement("images") as (say, state):
         files = _write_images(work / "decoding")
         sources = {_THIS: Path(plurum.__file__).parents[1], _OTHER: other}
@@ -68,12 +66,24 @@ def decoding_costs(
                 for name, path in files.items():
                     for side, ms in _measure(versions, path).items():
                         figures[name][side].append(ms)
-    differences = {name: _difference(sides) for name, sides in figures.items()}
+    differences = {name: median_difference(sides[_THIS], sides[_OTHER]) for name, sides in figures.items()}
     table = command.new_table("", "ms", "other, ms", "difference, %", "95 % interval", title="medians over starts")
     for name, (median, low, high) in differences.items():
         this, former = (f"{statistics.median(figures[name][side]):.3f}" for side in (_THIS, _OTHER))
         table.add_row(name, this, former, f"{median:+.2f}", f"{low:+.2f} to {high:+.2f}")
     command.print_report({"percent": differences, "ms": figures}, state, table)
+
+
+def check_sources(folder: Path) -> None:
+    """Check that a folder holds the sources of a version of Plurum.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if not (folder / "plurum" / "images").is_dir():
+        raise SettingsError(
+            f"OTHER/src: expected a folder that holds plurum/images, got {folder}. Give another checkout"
+        )
 
 
 def _write_images(folder: Path) -> dict[str, Path]:
@@ -122,11 +132,11 @@ def _turn(process: subprocess.Popen[str], path: Path, count: int) -> float:
     return float(process.stdout.readline())
 
 
-def _difference(sides: dict[str, list[float]]) -> tuple[float, float, float]:
-    """Return the median of the differences in percent, and the ends of its interval."""
+def median_difference(these: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of the differences of pairs, in percent of the other version, and the ends of its interval."""
     from scipy.stats import quantile_test
 
-    percents = [100 * (this / other - 1) for this, other in zip(sides[_THIS], sides[_OTHER], strict=True)]
+    percents = [100 * (this / other - 1) for this, other in zip(these, others, strict=True)]
     interval = quantile_test(percents, p=0.5).confidence_interval(0.95)
     median, low, high = (round(float(one), 2) for one in (statistics.median(percents), interval.low, interval.high))
     return median, low, high

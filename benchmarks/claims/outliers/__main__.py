@@ -20,12 +20,13 @@ import typer
 from rich.table import Table
 
 from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, TaskName, read_tasks
-from plurum.benchmarks.claims.outliers.page import Page, method_table, page_with_tables, picture_of, suite_tables
+from plurum.benchmarks.claims.outliers.page import method_table, picture_of, suite_tables
 from plurum.benchmarks.claims.outliers.plots import plot_from_outliers
 from plurum.benchmarks.claims.outliers.result import KindFigure, OutlierResult, csv_from_outliers
 from plurum.benchmarks.claims.outliers.suite import ARCHS, ImageShare, measure_task, train_task
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import versions
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.files import write_bytes, write_text
 
 __all__ = ["outliers"]

@@ -25,9 +25,10 @@ import typer
 from scipy.stats import betabinom
 
 from plurum.benchmarks.claims.outliers.material import Images, Task, TaskName, read_tasks, stain
-from plurum.benchmarks.claims.outliers.page import Page, alarm_table, page_with_tables
+from plurum.benchmarks.claims.outliers.page import alarm_table
 from plurum.benchmarks.claims.outliers.suite import ARCHS, ImageShare, compute_outputs, train_task
 from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.pages import Page, page_with_tables
 from plurum.export import PixelModel, int8_from_onnx, onnx_from_model
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.repository.parity import stack_novelty

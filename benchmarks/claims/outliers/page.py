@@ -1,48 +1,20 @@
-"""Tables of the page about outliers, and the page with them between its marks."""
+"""Tables of the page about outliers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, TaskName
 from plurum.benchmarks.claims.outliers.methods import OURS
 from plurum.benchmarks.claims.outliers.result import OutlierResult
-from plurum.errors import SettingsError
 from plurum.export.repository.cards.markup import table_from_rows
 
-__all__ = ["Page", "alarm_table", "method_table", "page_with_tables", "picture_of", "suite_tables"]
-
-Page = Annotated[Path | None, typer.Option(help="Page to put the results into, between its marks.")]
+__all__ = ["alarm_table", "method_table", "picture_of", "suite_tables"]
 
 _TITLES: dict[TaskName, str] = {"digits": "digits", "fashion": "Fashion-MNIST"}
 _SHOWN = (OURS, "ViM", "entropy", "disagreement", "MSP", "energy")
-
-
-def page_with_tables(page: Path, tables: Mapping[str, str]) -> str:
-    """Return the text of a page with tables between its marks, `<!-- NAME -->` and `<!-- /NAME -->`.
-
-    Args:
-        page: Markdown file.
-        tables: Tables by the name in their marks.
-
-    Raises:
-        SettingsError: the page does not exist, or has no marks.
-    """
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    for name, table in tables.items():
-        marks = re.compile(f"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        if not marks.search(text):
-            raise SettingsError(
-                f"--page: expected a page with the marks <!-- {name} --> and <!-- /{name} -->, got {page}."
-            )
-        # A backslash in a replacement would be a group's.
-        text = marks.sub(f"{table}\n".replace("\\", r"\\"), text)
-    return text
 
 
 def picture_of(page: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plurum.benchmarks.claims.scoring.jobs import BenchJob, wait_for_images, write_images
-from plurum.benchmarks.tools.command import Say
+import psutil
+
+from plurum.benchmarks.claims.scoring.jobs import BenchJob, write_images
 from plurum.benchmarks.tools.servers import PlurumProcess
 from plurum.client import Answer, EnsembleClient, Prediction
-from plurum.errors import needs_extra
+from plurum.errors import ServerError, needs_extra
 
 __all__ = ["measure_faults"]
 
@@ -23,33 +23,33 @@ _NODES = 3
 _OBJECT_BYTES = 100 << 20
 # Of probabilities: batches of another size are rounded otherwise.
 _TOLERANCE = 1e-4
+# Part of the name that Ray Data gives to the process of a worker.
+_WORKER = "MapWorker"
 
 
-def measure_faults(job: BenchJob, images: int, say: Say) -> dict[str, Any]:
+def measure_faults(job: BenchJob, images: int) -> dict[str, Any]:
     """Return what a job has lost, repeated, and answered otherwise than a server.
 
     Args:
         job: Repository and folder.
         images: Number of images.
-        say: Receives one line about what is being done.
+
+    Raises:
+        ServerError: the job ended before both were killed, or failed.
     """
     source, out = job.place / "faults.parquet", job.place / "faults"
     write_images(source, images)
-    part_rows, start_s = str(max(10, images // 100)), time.monotonic()
+    start_s = time.monotonic()
     with _cluster() as (address, cluster):
-        options = ("--address", address, "--part-rows", part_rows)
-        say("a job on three nodes")
-        driver = job.start(source, out, *options)
-        node_at = wait_for_images(out, images // 4, driver)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-        say("a node is killed")
-        driver_at = wait_for_images(out, images // 2, driver)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.communicate()
-        say("the driver is killed, and started again")
-        job.end(job.start(source, out, *options))
+        options = ("--address", address, "--part-rows", str(max(10, images // 200)))
+        with job.running(source, out, *options) as driver:
+            node_at = job.wait_for_images(out, images // 4, images, driver)
+            cluster.remove_node(_node_at_work(cluster), allow_graceful=False)
+            driver_at = job.wait_for_images(out, images // 2, images, driver)
+            driver.kill()
+        job.score(source, out, images, *options)
     took_s = time.monotonic() - start_s
-    say("a server of the same repository")
+    job.say("a server of the same repository")
     counts, different = _compare(job, source, out)
     return {
         "images": images,
@@ -62,17 +62,35 @@ def measure_faults(job: BenchJob, images: int, say: Say) -> dict[str, Any]:
     }
 
 
+def _node_at_work(cluster: Any) -> Any:
+    """Return a node, not the head, that has a worker of the job."""
+    for node in cluster.worker_nodes:
+        for one in node.all_processes["raylet"]:
+            children = psutil.Process(one.process.pid).children(recursive=True)
+            if any(_WORKER in " ".join(child.cmdline()) for child in children):
+                return node
+    raise ServerError("no node has a worker of the job: give more images, or a larger --size")
+
+
 @contextmanager
 def _cluster() -> Iterator[tuple[str, Any]]:
-    """Start a cluster, and yield its address and Ray's handle of it; end its processes."""
+    """Start a cluster, and yield its address and Ray's handle of it; end its processes.
+
+    Raises:
+        ServerError: it did not start.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with needs_extra("ray", "ray.cluster_utils"):
         from ray.cluster_utils import Cluster
     about = {"num_cpus": 1, "object_store_memory": _OBJECT_BYTES, "include_dashboard": False}
-    cluster: Any = Cluster(initialize_head=True, head_node_args=about)
+    cluster: Any = Cluster()
     try:
-        for _ in range(_NODES - 1):
-            cluster.add_node(**about)
+        try:
+            for _ in range(_NODES):
+                cluster.add_node(**about)
+        # Ray raises errors of many kinds, such as on a busy machine.
+        except Exception as error:
+            raise ServerError(f"a cluster of Ray did not start: {str(error).splitlines()[0]}") from error
         yield cluster.address, cluster
     finally:
         cluster.shutdown()

@@ -162,6 +162,8 @@ def _show(result: BenchResult, out: Path) -> None:
     show_table(table)
     if result.stages:
         show_table(_stages(result))
+    for model, other in result.equal.items():
+        typer.echo(f"{model} runs what {other} runs: its figures are the same")
     state, runs = result.machine, "measurement" if result.repeats == 1 else "measurements"
     typer.echo(f"medians of {result.repeats} {runs} of {result.seconds:g} s; sent: {result.images}")
     typer.echo(f"{state['processor']}, {state['cores']} cores; load average before: {state['load_1min']}")

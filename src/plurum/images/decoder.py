@@ -56,6 +56,7 @@ class Decoder:
         cpu_s: Limit of CPU time per image, in seconds.
         memory_bytes: Limit of the process's address space.
         window: Window for grey images of more than 8 bits and DICOM, as for `open_image`.
+        reduce_to: Height and width for which large JPEGs are reduced, as for `open_image`.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Decoder:
         cpu_s: float = CPU_S,
         memory_bytes: int = MEMORY_BYTES,
         window: WindowRule | None = None,
+        reduce_to: tuple[int, int] | None = None,
     ) -> None:
         limits = {"cpu_s": cpu_s, "memory_bytes": memory_bytes}
-        self._arguments = json.dumps({"rule": rule, "window": window, **limits})
+        self._arguments = json.dumps({"rule": rule, "window": window, "reduce_to": reduce_to, **limits})
         self._cpu_s = cpu_s
         self._shape = (int(rule["height"]), int(rule["width"]), 3)
         self._process: subprocess.Popen[bytes] | None = None
@@ -208,14 +210,17 @@ def main() -> None:
             return
         # The signal's default action kills the process even inside a decoder.
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
-        kind, reply = _decode(data, options["rule"], window_from_json(options["window"]))
+        kind, reply = _decode(data, options["rule"], window_from_json(options["window"]), options["reduce_to"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         _reply(kind, reply)
 
 
-def _decode(data: bytes, rule: dict[str, Any], window: WindowRule | None) -> tuple[int, bytes]:
+def _decode(
+    data: bytes, rule: dict[str, Any], window: WindowRule | None, reduce_to: tuple[int, int] | None
+) -> tuple[int, bytes]:
     try:
-        return _PIXELS, pixels_from_image(open_image(data, window=window), **rule).tobytes()
+        image = open_image(data, window=window, reduce_to=reduce_to)
+        return _PIXELS, pixels_from_image(image, **rule).tobytes()
     except UnreadableImageError as error:
         return _REFUSED, str(error).encode()
     except MemoryError:

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageOps, _imaging
 from .dicom_pixels import values_from_dicom
 from .image_formats import FORMAT_NAMES, FORMATS, format_of
 from .image_limits import Structure, UnreadableImageError
+from .jpeg_reduction import ends_in_grey, reduction_of
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
 from .nifti import NIFTI_TEXT, is_nifti
 from .png_structure import has_all_rows
@@ -68,7 +69,12 @@ def structure_of(data: bytes) -> Structure:
     raise UnreadableImageError(f"{len(data)} bytes that are not a {FORMAT_NAMES} image (they start with {data[:8]!r})")
 
 
-def open_image(data: bytes, structure: Structure | None = None, window: WindowRule | None = None) -> Image.Image:
+def open_image(
+    data: bytes,
+    structure: Structure | None = None,
+    window: WindowRule | None = None,
+    reduce_to: tuple[int, int] | None = None,
+) -> Image.Image:
     """Return the decoded image of a file in one of `FORMATS`.
 
     Images that are too costly are refused by their structure, before decoding.
@@ -78,6 +84,8 @@ def open_image(data: bytes, structure: Structure | None = None, window: WindowRu
         structure: Result of `structure_of` for `data`, if already computed.
         window: Window, or full range, for grey images of more than 8 bits, and for grey DICOM images instead of theirs;
             None applies none.
+        reduce_to: Height and width of the pixels to which the image will be resized. A JPEG that is much larger is
+            decoded at a reduced scale. None decodes every image as a whole.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
@@ -85,7 +93,7 @@ def open_image(data: bytes, structure: Structure | None = None, window: WindowRu
     """
     structure = structure or structure_of(data)
     _check_range(structure, window)
-    image = _complete_image(data, structure, window)
+    image = _complete_image(data, structure, window, reduction_of(structure, reduce_to))
     if window is not None and _is_deep(image):
         return _window_image(image, structure, window)
     _check_values(image, structure)
@@ -107,9 +115,14 @@ def grey_values(data: bytes) -> npt.NDArray[Any] | None:
     return _deep_values(_rotate_upright(image), structure) if _is_deep(image) else None
 
 
-def _complete_image(data: bytes, structure: Structure, window: WindowRule | None) -> Image.Image:
-    image = _decode(structure.clean or data, structure, window)
-    _check_complete(image, structure.clean or data, structure)
+def _complete_image(data: bytes, structure: Structure, window: WindowRule | None, reduction: int = 1) -> Image.Image:
+    encoded = structure.clean or data
+    image = _decode(encoded, structure, window, reduction)
+    if reduction == 1:
+        _check_complete(image, encoded, structure)
+    elif ends_in_grey(image, reduction):
+        # Only the whole image tells.
+        _check_complete(_decode(encoded, structure), encoded, structure)
     image.info["turned"] = structure.turned
     return image
 
@@ -158,7 +171,7 @@ def _check_range(structure: Structure, window: WindowRule | None) -> None:
         )
 
 
-def _decode(data: bytes, structure: Structure, window: WindowRule | None = None) -> Image.Image:
+def _decode(data: bytes, structure: Structure, window: WindowRule | None = None, reduction: int = 1) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
@@ -167,6 +180,8 @@ def _decode(data: bytes, structure: Structure, window: WindowRule | None = None)
             image = FORMATS[structure.kind].decoder(data, window)
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
+            if reduction > 1:
+                image.draft(None, (structure.width // reduction, structure.height // reduction))
             image.load()
     except UnreadableImageError:
         raise

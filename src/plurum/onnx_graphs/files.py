@@ -42,9 +42,9 @@ def read_onnx(path: Path) -> Any:
     if not model.graph.node:
         raise MetadataError(f"{path} is not an ONNX file: its graph has no operator. Export the model again.")
     try:
-        _embed_weights(path, model)
         if model.functions:
             model = inliner.inline_local_functions(model)
+        _embed_weights(path, model)
         _check_operators(path, model)
         onnx.checker.check_model(model, full_check=True)
     except MetadataError:
@@ -92,7 +92,8 @@ def _check_operators(path: Path, model: Any) -> None:
             f"{path}: expected the same prediction every time, got {_some(sorted(random))}. Export the model in "
             f"evaluation mode."
         )
-    if model.graph.sparse_initializer:
+    attributes = [one for node in model.graph.node for one in node.attribute]
+    if model.graph.sparse_initializer or any(one.HasField("sparse_tensor") or one.sparse_tensors for one in attributes):
         raise MetadataError(f"{path}: expected dense weights, got sparse ones. Export the model with dense weights.")
 
 

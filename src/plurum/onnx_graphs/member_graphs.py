@@ -15,13 +15,27 @@ from plurum.errors import MetadataError
 from plurum.onnx_graphs.files import tensors_of
 from plurum.spec import LOGITS
 
-__all__ = ["FEATURES", "IMAGES", "GraphSource", "Layout", "OutputKind", "convert_graph", "input_of", "output_of"]
+__all__ = [
+    "FEATURES",
+    "IMAGES",
+    "WHOLE_NUMBERS",
+    "GraphSource",
+    "Layout",
+    "OutputKind",
+    "convert_graph",
+    "input_of",
+    "output_of",
+]
 
 IMAGES, FEATURES = "IMAGES", "FEATURES"
 Layout = Literal["NCHW", "NHWC"]
 OutputKind = Literal["logits", "probabilities"]
 # Of a probability, so that its logarithm is finite in every precision.
 _LEAST = 1e-7
+# Types of inputs that take pixels, by their numbers in onnx.TensorProto: UINT8, UINT16, INT16, INT32, INT64; and
+# FLOAT, FLOAT16, DOUBLE, BFLOAT16.
+WHOLE_NUMBERS = {2, 4, 5, 6, 7}
+_REAL_NUMBERS = {1, 10, 11, 16}
 _OURS = "plurum/"
 
 
@@ -54,6 +68,8 @@ def input_of(model: Any, name: str) -> Any:
     Raises:
         MetadataError: there is no such input, there are several, or it is not a batch of images.
     """
+    from onnx import TensorProto
+
     # Files of old versions list weights as inputs, too.
     weights = {one.name for one in model.graph.initializer}
     found = _chosen("--input", name, [one for one in model.graph.input if one.name not in weights])
@@ -62,6 +78,9 @@ def input_of(model: Any, name: str) -> Any:
         raise MetadataError(f"--input: expected a graph with one input, got another one: {', '.join(others)}")
     if len(found.type.tensor_type.shape.dim) != 4:
         raise MetadataError(f"--input: expected 4 dimensions, a batch of images, got {_shape_text(found)}")
+    if found.type.tensor_type.elem_type not in WHOLE_NUMBERS | _REAL_NUMBERS:
+        kind = TensorProto.DataType.Name(found.type.tensor_type.elem_type)
+        raise MetadataError(f"--input: expected numbers of at least 8 bits, got {kind}. Export the model for pixels.")
     return found
 
 
@@ -69,9 +88,12 @@ def output_of(model: Any, name: str) -> Any:
     """Return the graph's output, whose name may be empty if there is only one.
 
     Raises:
-        MetadataError: there is no such output, or there are several and none is named.
+        MetadataError: there is no such output, there are several and none is named, or it is no tensor.
     """
-    return _chosen("--output", name, list(model.graph.output))
+    found = _chosen("--output", name, list(model.graph.output))
+    if not found.type.HasField("tensor_type"):
+        raise MetadataError(f"--output: expected a tensor, got {found.name}, a sequence or map. Export without ZipMap.")
+    return found
 
 
 def convert_graph(model: Any, source: GraphSource) -> Any:
@@ -194,15 +216,15 @@ def _widen(model: Any) -> None:
 
 def _input_nodes(source: GraphSource, name: str, given_type: int) -> list[Any]:
     """Return the nodes from IMAGES to the graph's own input."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     nodes, last = [], IMAGES
     if source.layout == "NHWC":
         nodes.append(helper.make_node("Transpose", [last], [f"{_OURS}last"], perm=[0, 2, 3, 1]))
         last = f"{_OURS}last"
-    if given_type == TensorProto.UINT8:
+    if given_type in WHOLE_NUMBERS:
         nodes.append(helper.make_node("Round", [last], [f"{_OURS}round"]))
-        nodes.append(helper.make_node("Cast", [f"{_OURS}round"], [name], to=TensorProto.UINT8))
+        nodes.append(helper.make_node("Cast", [f"{_OURS}round"], [name], to=given_type))
     else:
         nodes.append(helper.make_node("Identity", [last], [name]))
     return nodes

@@ -14,13 +14,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from plurum.errors import OutputError
 from plurum.files import atomic_file, check_folder, lock_file
+from plurum.remote_files import storage_errors
 from plurum.score.reading import file_system, is_address
 
 __all__ = ["COUNTS", "Destination", "PartCounts", "part_name"]
@@ -101,12 +102,13 @@ class Destination:
         """Return the counts of a part; None if the file is not one."""
         from pyarrow import ArrowInvalid, parquet
 
-        try:
-            with self.system.open(self.path(name), "rb") as file:
-                metadata = parquet.read_metadata(file)
-            return PartCounts(**json.loads(metadata.metadata[COUNTS]))
-        except (ArrowInvalid, KeyError, TypeError, ValueError, FileNotFoundError):
-            return None
+        with self._errors():
+            try:
+                with self.system.open(self.path(name), "rb") as file:
+                    metadata = parquet.read_metadata(file)
+                return PartCounts(**json.loads(metadata.metadata[COUNTS]))
+            except (ArrowInvalid, KeyError, TypeError, ValueError, FileNotFoundError):
+                return None
 
     def read_plan(self) -> dict[str, Any] | None:
         """Return the plan; None without one.
@@ -114,13 +116,14 @@ class Destination:
         Raises:
             OutputError: it can't be read.
         """
-        try:
-            with self.system.open(self.path(f"{_PLAN}/plan.json"), "rb") as file:
-                plan: dict[str, Any] = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise OutputError(f"{self.location}: its plan can't be read. Start again with --fresh.") from error
+        with self._errors():
+            try:
+                with self.system.open(self.path(f"{_PLAN}/plan.json"), "rb") as file:
+                    plan: dict[str, Any] = json.loads(file.read())
+            except FileNotFoundError:
+                return None
+            except ValueError as error:
+                raise OutputError(f"{self.location}: its plan can't be read. Start again with --fresh.") from error
         return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
@@ -151,7 +154,8 @@ class Destination:
                 self.system.put_file(str(path), self.path(name))
             # Each file system has errors of its own.
             except Exception as error:
-                raise OutputError(f"{self.location}: {name} can't be written: {error}") from error
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise OutputError(f"{self.location}: {name} can't be written ({reason}).") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -180,12 +184,17 @@ class Destination:
         """Remove parts and plan."""
         # Without its plan, no part counts.
         for name in (f"{_PLAN}/plan.json", *self.parts(), f"{_PLAN}/images.parquet"):
-            with suppress(FileNotFoundError):
+            with self._errors(), suppress(FileNotFoundError):
                 self.system.rm_file(self.path(name))
 
     def _names(self) -> list[str]:
         self.system.invalidate_cache()
-        try:
-            return [path.rstrip("/").rpartition("/")[2] for path in self.system.ls(self.root, detail=False)]
-        except FileNotFoundError:
-            return []
+        with self._errors():
+            try:
+                return [path.rstrip("/").rpartition("/")[2] for path in self.system.ls(self.root, detail=False)]
+            except FileNotFoundError:
+                return []
+
+    def _errors(self) -> AbstractContextManager[None]:
+        """Return a context that turns errors of a store into one line."""
+        return nullcontext() if self._local is not None else storage_errors(self.location)

@@ -16,7 +16,7 @@ from plurum.score.scorer import SUBJECTS, Scorer
 
 __all__ = ["score_part", "subjects_of"]
 
-# Rows in memory at a time, with the content of their images.
+# Rows of a batch; two batches are in memory, with the content of their images.
 _ROWS = 64
 
 
@@ -37,8 +37,7 @@ def score_part(part: Part, plan: Plan, scorer: Scorer, destination: Destination)
         return known
     counts, schema = PartCounts(), scorer.schema(subjects_of(plan))
     with destination.writing(name) as path, parquet.ParquetWriter(path, schema) as writer:
-        for batch in _read(part, plan):
-            table = scorer(batch)
+        for table in scorer.tables(_read(part, plan)):
             counts += _count(table)
             writer.write_table(table)
         if counts.images != part.stop - part.start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = ["ImageReader", "file_system", "is_address"]
 
 # Threads that read files: a network's delay is longer than the work for an image.
 _THREADS = 8
+# A network fails more often than an image does.
+_TRIES = 3
 
 
 class ImageReader:
@@ -22,9 +25,14 @@ class ImageReader:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="plurum-score")
 
-    def read(self, images: list[str | bytes]) -> list[bytes | Failure]:
-        """Return the content of each image, as it is sent to a server; a failure if it can't be read."""
-        return list(self._threads.map(_read, range(len(images)), images))
+    def start(self, images: Sequence[str | bytes]) -> Iterator[bytes | Failure]:
+        """Start to read, and return an iterator over the content of each image; a failure if it can't be read.
+
+        A content is what is sent to a server.
+        """
+        # There is nothing to wait for with bytes, and a thread per image would cost as much as a small PNG file.
+        read_each = map if all(isinstance(one, bytes) for one in images) else self._threads.map
+        return iter(read_each(_read, range(len(images)), images))
 
     def close(self) -> None:
         """End the threads."""
@@ -64,13 +72,17 @@ def _read(index: int, image: str | bytes) -> bytes | Failure:
 
 def _fetch(address: str) -> bytes:
     system, path = file_system(address)
-    try:
-        with system.open(path, "rb") as file:
-            data: bytes = file.read(MAX_IMAGE_BYTES + 1)
-    # Each file system has errors of its own.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ImageError(f"can't be read: {reason}") from error
+    for left in reversed(range(_TRIES)):
+        try:
+            with system.open(path, "rb") as file:
+                data: bytes = file.read(MAX_IMAGE_BYTES + 1)
+            break
+        # Each file system has errors of its own.
+        except Exception as error:
+            if left and not isinstance(error, FileNotFoundError | PermissionError):
+                continue
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ImageError(f"can't be read: {reason}") from error
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"can't be read: expected at most {MAX_IMAGE_BYTES >> 20} MiB, got more")
     return data

@@ -15,7 +15,7 @@ from plurum.client.connection.description import served_from_description
 from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.errors import RepositoryError
 from plurum.files import sha256_of
-from plurum.images import UnreadableImageError, open_image, pixels_from_image, resizing_from_spec, structure_of
+from plurum.images import UnreadableImageError, open_image, pixels_from_image, structure_of
 from plurum.images.decoder import Decoder
 from plurum.model_repository.voter.audit import draw_from_folder
 from plurum.onnx_graphs.sessions import GraphRunner, Tensors, onnx_stage, openvino_stage
@@ -60,8 +60,8 @@ class RepositoryModel:
         self._classes = np.array([name.encode() for name in self.served.classes], dtype=np.object_)
         self._audit = draw_from_folder(repository / "labels" / "1") if self.served.has_audit else None
         image = read_ensemble(repository / "ensemble.json").image
-        self._rule, self._window = resizing_from_spec(image.model_dump()), image.window
-        self._decoder = Decoder(self._rule, window=self._window)
+        self._rule, self._decoding = image.resizing, image.decoding
+        self._decoder = Decoder(self._rule, **self._decoding)
 
     def answers(self, images: Sequence[bytes], patients: Sequence[str]) -> list[Answer]:
         """Return one prediction or failure per image, in order.
@@ -99,7 +99,7 @@ class RepositoryModel:
         structure = structure_of(data) if len(data) <= _BYTES_LOOKED_AT else None
         if structure is None or structure.apart or structure.work > _WORK_AT_ONCE:
             return self._decoder.pixels(data)
-        return pixels_from_image(open_image(data, structure, self._window), **self._rule)
+        return pixels_from_image(open_image(data, structure, **self._decoding), **self._rule)
 
     def _predict(self, pixels: Bytes, patients: list[str]) -> list[Answer]:
         """Return predictions for `pixels` `[batch, height, width, 3]`; a NaN of a member fails its image."""

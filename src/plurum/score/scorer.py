@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from plurum.client import EnsembleClient
 from plurum.client.bulk.columns import columns_of_images
-from plurum.client.bulk.formats import Columnar, arrow_schema, arrow_text, table_from_cells
+from plurum.client.bulk.formats import Columnar, arrow_schema, arrow_text, table_from_columns
 from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.errors import DataError, SettingsError, needs_extra
 from plurum.score.reading import ImageReader
@@ -32,6 +32,14 @@ class _Model(Protocol):
     def answers(self, images: Sequence[bytes], patients: Sequence[str]) -> list[Answer]: ...
 
     def close(self) -> None: ...
+
+
+class _StartedBatch(NamedTuple):
+    """A batch whose images are being read: columns of `SUBJECTS`, contents, and number of rows."""
+
+    subjects: dict[str, list[str]]
+    contents: Iterator[bytes | Failure]
+    rows: int
 
 
 class Scorer:
@@ -101,20 +109,24 @@ class Scorer:
             DataError: the batch has neither bytes nor paths.
             ServerError: no server responds.
         """
-        if "bytes" not in batch and "path" not in batch:
-            raise DataError(f"expected a column bytes or path, got {', '.join(batch)}.")
-        images = list(batch["bytes" if "bytes" in batch else "path"])
-        patients = [_text(one) for one in batch["patient"]] if "patient" in batch else [""] * len(images)
-        kept = [name for name in SUBJECTS if name in batch]
-        subjects = zip(*([_text(one) for one in batch[name]] for name in kept), strict=True)
-        schema = self.schema(SUBJECTS[name] for name in kept)
-        rows = [
-            [*map(arrow_text, subject), self._release_of(answer), *self._form.cells(answer)]
-            for subject, answer in zip(
-                subjects if kept else [()] * len(images), self.answers(images, patients), strict=True
-            )
-        ]
-        return table_from_cells(rows, schema) if rows else schema.empty_table()
+        (table,) = self.tables([batch])
+        return table
+
+    def tables(self, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Iterator[Any]:
+        """Yield the table of each batch, as a call returns it; reads the images of the next batch meanwhile.
+
+        Raises:
+            DataError: a batch has neither bytes nor paths.
+            ServerError: no server responds.
+        """
+        before: _StartedBatch | None = None
+        for batch in batches:
+            after = self._start(batch)
+            if before is not None:
+                yield self._table(before)
+            before = after
+        if before is not None:
+            yield self._table(before)
 
     def answers(self, images: Sequence[str | bytes], patients: Sequence[str] = ()) -> list[Answer]:
         """Return one prediction or failure per image, in order.
@@ -126,12 +138,30 @@ class Scorer:
         Raises:
             ServerError: no server responds.
         """
-        contents = self._reader.read([_content(one) for one in images])
-        known = list(patients) or [""] * len(images)
-        readable = [place for place, one in enumerate(contents) if isinstance(one, bytes)]
-        sent = [one for one in contents if isinstance(one, bytes)]
+        return self._answer(self._reader.start(list(map(_content, images))), list(patients) or [""] * len(images))
+
+    def _start(self, batch: Mapping[str, npt.NDArray[Any]]) -> _StartedBatch:
+        if "bytes" not in batch and "path" not in batch:
+            raise DataError(f"expected a column bytes or path, got {', '.join(batch)}.")
+        subjects = {name: list(map(_text, batch[name])) for name in SUBJECTS if name in batch}
+        images = list(map(_content, batch["bytes" if "bytes" in batch else "path"]))
+        return _StartedBatch(subjects, self._reader.start(images), len(images))
+
+    def _table(self, batch: _StartedBatch) -> Any:
+        subjects = batch.subjects
+        answers = self._answer(batch.contents, subjects.get("patient", [""] * batch.rows))
+        columns = [list(map(arrow_text, values)) for values in subjects.values()]
+        columns.append(list(map(self._release_of, answers)))
+        schema = self.schema(SUBJECTS[name] for name in subjects)
+        if not answers:
+            return schema.empty_table()
+        return table_from_columns([*columns, *zip(*map(self._form.cells, answers), strict=True)], schema)
+
+    def _answer(self, contents: Iterator[bytes | Failure], patients: Sequence[str]) -> list[Answer]:
         found: list[Answer | bytes] = list(contents)
-        for place, answer in zip(readable, self._model.answers(sent, [known[one] for one in readable]), strict=True):
+        readable = [place for place, one in enumerate(found) if isinstance(one, bytes)]
+        sent = [one for one in found if isinstance(one, bytes)]
+        for place, answer in zip(readable, self._model.answers(sent, [patients[one] for one in readable]), strict=True):
             found[place] = answer
         return [one for one in found if not isinstance(one, bytes)]
 

@@ -7,7 +7,7 @@ job that resumes has the same images in the same order.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from plurum.errors import DataError
 from plurum.file_trees import is_image_name, is_leftover
 from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.manifests import COLUMNS, read_manifest_table
+from plurum.remote_files import storage_errors
 from plurum.score.destination import Destination
 from plurum.score.reading import file_system, is_address
 
@@ -55,12 +56,21 @@ def parquet_files(source: str) -> ParquetFiles | None:
         DataError: they have neither a column of paths nor one of encoded images.
         SettingsError: fsspec can't open the address.
     """
+    if not is_address(source):
+        return _parquet_files(source)
+    with storage_errors(source):
+        return _parquet_files(source)
+
+
+def _parquet_files(source: str) -> ParquetFiles | None:
     system, root = file_system(source if is_address(source) else str(Path(source).absolute()))
     if root.lower().endswith(_PARQUET) and not system.isdir(root):
         found = [root] if system.exists(root) else []
     elif is_address(source) or Path(source).is_dir():
         found = sorted(
-            one for one in _ls(system, root) if one.lower().endswith(_PARQUET) and not is_leftover(_name(one))
+            one
+            for one in system.ls(root, detail=False)
+            if one.lower().endswith(_PARQUET) and not is_leftover(_name(one))
         )
     else:
         return None
@@ -115,15 +125,16 @@ def _images_of(source: str, files: ParquetFiles | None) -> Iterator[_ListedImage
 
 def _from_address(source: str) -> Iterator[_ListedImage]:
     """Yield the images below an address, folder by folder, in sorted order."""
-    system, root = file_system(source)
-    if system.isfile(root):
-        yield _ListedImage(source)
-        return
-    for folder, folders, names in system.walk(root):
-        folders[:] = sorted(name for name in folders if not is_leftover(name))
-        for name in sorted(names):
-            if is_image_name(name):
-                yield _ListedImage(_address(system, f"{folder.rstrip('/')}/{name}", source))
+    with storage_errors(source):
+        system, root = file_system(source)
+        if system.isfile(root):
+            yield _ListedImage(source)
+            return
+        for folder, folders, names in system.walk(root, on_error="raise"):
+            folders[:] = sorted(name for name in folders if not is_leftover(name))
+            for name in sorted(names):
+                if is_image_name(name):
+                    yield _ListedImage(_address(system, f"{folder.rstrip('/')}/{name}", source))
 
 
 def _from_manifest(source: str) -> Iterator[_ListedImage]:
@@ -131,11 +142,8 @@ def _from_manifest(source: str) -> Iterator[_ListedImage]:
     system, path = file_system(source)
     with tempfile.TemporaryDirectory(prefix="plurum_score_") as folder:
         manifest = Path(folder, _name(path))
-        try:
+        with storage_errors(source):
             system.get_file(path, str(manifest))
-        # Each file system has errors of its own.
-        except Exception as error:
-            raise DataError(f"{source} can't be read: {error}") from error
         table = read_manifest_table(manifest, ["path"])
     base = source.rpartition("/")[0]
     for name, patient, label in zip(*(table.cells(one) for one in ("path", "patient", "label")), strict=True):
@@ -185,15 +193,6 @@ def _columns_of(system: Any, path: str) -> dict[str, str]:
 
 def _cell(value: object) -> str:
     return "" if value is None else str(value).strip()
-
-
-def _ls(system: Any, root: str) -> Iterable[str]:
-    try:
-        found: list[str] = system.ls(root, detail=False)
-    # Each file system has errors of its own, such as for wrong credentials.
-    except Exception as error:
-        raise DataError(f"{root} can't be listed: {str(error) or type(error).__name__}") from error
-    return found
 
 
 def _name(path: str) -> str:

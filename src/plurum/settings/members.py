@@ -46,7 +46,7 @@ class AddSettings(Settings):
             the model, as package.module:FUNCTION or FILE.py:FUNCTION.
         name: Name of the member. By default, the file's.
         image_size: Height and width of the model's input in pixels; an ONNX file may state them.
-        outputs: Kind of an ONNX file's outputs.
+        outputs: Kind of the model's outputs; needed for an ONNX file. By default, a module returns logits.
         input: Name of an ONNX file's input. By default, its only one.
         output: Name of an ONNX file's output. By default, its only one.
         layout: Order of the dimensions of an ONNX file's input. By default, as its three channels show.
@@ -60,7 +60,7 @@ class AddSettings(Settings):
     arch: Annotated[Text | None, Option(metavar="ARCH")] = None
     name: Annotated[Text | None, Option(metavar="NAME")] = None
     image_size: Annotated[Annotated[int, Field(ge=8, le=4096)] | None, _IMAGES] = None
-    outputs: Annotated[Literal["logits", "probabilities"] | None, _ONNX] = None
+    outputs: Literal["logits", "probabilities"] | None = None
     input: Annotated[str, _ONNX] = ""
     output: Annotated[str, _ONNX] = ""
     layout: Annotated[Literal["NCHW", "NHWC"] | None, _ONNX] = None

@@ -87,4 +87,5 @@ def _fault(kind: type[Settings], loc: tuple[int | str, ...], msg: str, input: ob
         return msg.removeprefix("Value error, ")
     expected = msg.removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
     expected = re.sub("^expected (?=greater|less)", "expected a number ", expected)
+    expected = re.sub(r"^\w+ should have (at \w+ \d+ \w+).*", r"expected \1", expected)
     return f"{option_from_field(kind, str(loc[0]))}: {expected}, got {input!r}"

@@ -34,9 +34,20 @@ def _parts_from_text(given: object) -> object:
     return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
 
 
+def _range_from_text(given: object) -> object:
+    """Return the two numbers that a comma divides; pass other values on."""
+    if not isinstance(given, str):
+        return given
+    try:
+        low, high = (float(part) for part in given.split(","))
+    except ValueError:
+        raise ValueError("expected LOW,HIGH, such as 1e-4,1e-2") from None
+    return low, high
+
+
 _Rate = Annotated[float, Field(gt=0, le=10)]
 _Range = Annotated[
-    tuple[_Rate, _Rate], BeforeValidator(_parts_from_text), Option(panel=_PANEL, metavar="LOW,HIGH", type=str)
+    tuple[_Rate, _Rate], BeforeValidator(_range_from_text), Option(panel=_PANEL, metavar="LOW,HIGH", type=str)
 ]
 
 
@@ -63,7 +74,9 @@ class SearchSettings(Settings):
     ] = ("none", "shift", "colour")
 
     @model_validator(mode="after")
-    def _ranges_ascend(self) -> SearchSettings:
+    def _values_are_distinct(self) -> SearchSettings:
+        if len(set(self.augmentations)) < len(self.augmentations):
+            raise ValueError(f"--augmentations: expected each name once, got {','.join(self.augmentations)}")
         for name, (low, high) in (("--learning-rates", self.learning_rates), ("--weight-decays", self.weight_decays)):
             if low > high:
                 raise ValueError(f"{name}: expected LOW,HIGH, got {low:g},{high:g}. Exchange them")

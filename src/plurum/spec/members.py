@@ -32,6 +32,8 @@ class ImageSpec(Metadata):
         window: Rule that maps grey images of more than 8 bits and DICOM to 8 bits: centre and width of a window, or
             `full` for the range of each file's type. None takes the high byte of 16 bits and the window of each DICOM
             file. Absent in files if None.
+        reduced_decoding: True if JPEGs that are much larger than the input are decoded at a reduced scale. Absent in
+            files if False.
     """
 
     height: Annotated[int, Field(ge=8, le=4096)]
@@ -43,15 +45,20 @@ class ImageSpec(Metadata):
         Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
     window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | Literal["full"] | None = None
+    reduced_decoding: bool = False
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the window if it is None, so that older versions of Plurum read the file."""
+        """Leave out newer fields that have their defaults, so that older versions of Plurum read the file."""
         values: dict[str, Any] = serialise(self)
-        return {name: value for name, value in values.items() if name != "window" or value is not None}
+        newer = {"window": None, "reduced_decoding": False}
+        return {name: value for name, value in values.items() if name not in newer or value != newer[name]}
 
     def is_decoded_like(self, other: ImageSpec) -> bool:
-        """Return True if images are decoded by one rule for both: members may differ in size, mean and std."""
+        """Return True if images are decoded by one rule for both.
+
+        Members may differ in size, mean and std, and in reduced decoding, which hardly changes pixels.
+        """
         return (self.colour, self.resize, self.window) == (other.colour, other.resize, other.window)
 
     @property
@@ -61,6 +68,13 @@ class ImageSpec(Metadata):
         from plurum.images import resizing_from_spec
 
         return resizing_from_spec(self.model_dump())
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Keyword arguments of `plurum.images.open_image`."""
+        from plurum.images import decoding_from_spec
+
+        return decoding_from_spec(self.model_dump())
 
 
 class Scores(Metadata):

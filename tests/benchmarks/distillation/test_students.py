@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.claims.distillation import material
 from plurum.benchmarks.claims.distillation.__main__ import distillation
-from plurum.benchmarks.claims.distillation.material import write_material
+from plurum.benchmarks.tools import fashion as fashion_files
+from plurum.benchmarks.tools.fashion import write_material
 from plurum.errors import DataError
 from tests.training.data_files import write_mnist
 
@@ -20,7 +20,7 @@ from tests.training.data_files import write_mnist
 @pytest.fixture
 def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with 400 different training images, whose first pixels are their number, and 60 test images."""
-    monkeypatch.setattr(material, "_VALIDATION", 200)
+    monkeypatch.setattr(fashion_files, "_VALIDATION", 200)
     numbers = np.arange(460)
     images = np.zeros((len(numbers), 8, 8), dtype=np.uint8)
     images[:, 0, 0], images[:, 0, 1] = numbers // 256, numbers % 256

@@ -23,7 +23,6 @@ from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.staging import read_config
 from plurum.voting import softmax
 from tests.cascades.linear_cascade import ENSEMBLES
-from tests.sample_runs.copied_graphs import graphs_copied_from
 
 CASCADE = next(iter(ENSEMBLES.values()))
 FP32, BF16, INT8, INT8_OPENVINO = EXECUTIONS["cpu"]
@@ -87,6 +86,7 @@ def test_openvino_computes_fp32_where_it_agrees(monkeypatch: pytest.MonkeyPatch)
     assert backend_of(FP32, INT8) == "onnxruntime"
     assert backend_of(INT8, INT8_OPENVINO) == "openvino"
     assert backend_of(FP32, target="gpu") == "tensorrt"
+    assert backend_of(FP32, without_openvino=True) == "onnxruntime"
     # Of a batch of four, the last row is wrong.
     answers = answers.copy()
     answers[3] = answers[3, ::-1]
@@ -105,13 +105,11 @@ def test_without_openvino_onnx_runtime_computes(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(scope="module")
-def usual(run: Run, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def usual(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Repository that export writes with its own settings, except for the largest batch."""
     out = tmp_path_factory.mktemp("usual") / "model_repository"
-
-    with graphs_copied_from(repository):
-        exported = repository_from_run(run, out, ExportSettings(max_batch_size=8))
-        again = repository_from_run(run, out, ExportSettings(max_batch_size=8))
+    exported = repository_from_run(run, out, ExportSettings(max_batch_size=8))
+    again = repository_from_run(run, out, ExportSettings(max_batch_size=8))
     assert exported.form.name == "fused"
     assert (again.unchanged, again.form) == (True, exported.form)
     assert [(one.model, one.backend) for one in exported.artefacts][-1] == ("fused", "openvino")

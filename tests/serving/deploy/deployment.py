@@ -36,7 +36,10 @@ PAGE = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 FILES = sorted(DEPLOY.rglob("*.yaml"))
 # Kinds of custom resources, which have no schema here.
-FOREIGN = {"Kustomization", "Component", "PodMonitor", "ScaledObject", "InferenceService"}
+FOREIGN = {
+    "Kustomization", "Component", "PodMonitor", "ScaledObject", "InferenceService", "Gateway", "HTTPRoute",
+    "BackendTrafficPolicy", "ClientTrafficPolicy", "BackendTLSPolicy",
+}  # fmt: skip
 
 
 def manifests() -> Iterator[tuple[str, dict[str, Any]]]:

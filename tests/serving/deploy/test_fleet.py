@@ -15,20 +15,20 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer
 from plurum.benchmarks.tools.background import background_clients
+from plurum.benchmarks.tools.envoy import envoy_before
 from plurum.errors import SettingsError
 from plurum.serving.releases.fleet import FleetServer, read_fleet
 from plurum.serving.releases.releases import tag_of
 from tests.cli.command_line import CommandLine
 from tests.client.samples import png
-from tests.serving.deploy.deployment import DEPLOY, snippet
-from tests.serving.gateway.gateways import Gateway, gateway
+from tests.serving.deploy.deployment import DEPLOY, PODS, manifests, snippet
+from tests.serving.gateway.gateways import gateway
 from tests.serving.waiting import wait_until
 
 FLEET = yaml.safe_load((DEPLOY / "compose.fleet.yaml").read_text(encoding="utf-8"))
@@ -54,6 +54,52 @@ def test_envoy_reaches_the_gateways_of_the_compose_file_and_nothing_else_is_reac
         secrets = {f"/run/secrets/{secret}" for secret in one.get("secrets", [])}
         named = json.dumps(one.get("command", [])) + (ENVOY if "envoy" in one["image"] else "")
         assert all(secret in named for secret in secrets)
+
+
+def test_kubernetes_routes_as_envoy_s_file_does() -> None:
+    static = yaml.safe_load(ENVOY)["static_resources"]
+    (cluster,), (listener,) = static["clusters"], static["listeners"]
+    connections = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = connections["route_config"]["virtual_hosts"]
+    sent = host["routes"][0]["route"]
+    found = {
+        document["kind"]: document["spec"]
+        for name, document in manifests()
+        if "kubernetes/fleet/" in name and "spec" in document
+    }
+
+    backend = found["BackendTrafficPolicy"]
+    (stated,) = cluster["health_checks"]
+    check = dict(backend["healthCheck"]["active"])
+    assert (check.pop("type"), check.pop("http")) == ("HTTP", stated["http_health_check"])
+    names = {"timeout": "timeout", "interval": "interval"}
+    names |= {f"{one}_threshold": f"{one}Threshold" for one in ("unhealthy", "healthy")}
+    assert check == {new: stated[old] for old, new in names.items()}
+    policy, retry = sent["retry_policy"], backend["retry"]
+    triggers = set(policy["retry_on"].split(","))
+    # Envoy Gateway has no retries by a header, as the page says.
+    assert set(retry["retryOn"]["triggers"]) == triggers - {"retriable-headers"}
+    assert retry["retryOn"]["httpStatusCodes"] == policy["retriable_status_codes"]
+    assert retry["numRetries"] == policy["num_retries"]
+    assert [{"max_retries": backend["circuitBreaker"]["maxParallelRetries"]}] == (
+        cluster["circuit_breakers"]["thresholds"]
+    )
+    assert backend["timeout"]["tcp"]["connectTimeout"] == cluster["connect_timeout"]
+
+    clients = found["ClientTrafficPolicy"]
+    assert int(clients["connection"]["bufferLimit"].removesuffix("Mi")) << 20 == host["request_body_buffer_limit"]
+    assert clients["timeout"]["http"] == {
+        "requestReceivedTimeout": connections["request_timeout"],
+        "idleTimeout": connections["common_http_protocol_options"]["idle_timeout"],
+    }
+    (rule,) = found["HTTPRoute"]["rules"]
+    assert rule["timeouts"]["request"] == sent["timeout"]
+    service = next(one for _, one in manifests() if one["kind"] == "Service")
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
+    assert found["BackendTLSPolicy"]["targetRefs"] == [{"group": "", "kind": "Service", "name": "plurum"}]
+    pod = PODS["kubernetes/base/deployment.yaml"]
+    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert {one["name"] for one in found["Gateway"]["listeners"][0]["tls"]["certificateRefs"]} < secrets
 
 
 def test_compose_reads_its_file(tmp_path: Path) -> None:
@@ -105,51 +151,15 @@ def test_options_that_exclude_each_other_are_refused(plurum: CommandLine, tmp_pa
 
 
 @contextlib.contextmanager
-def envoy(gateways: list[Gateway], folder: Path) -> Iterator[str]:
-    """Run Envoy with the configuration of the compose file, on a free port of loopback; yield its URL."""
+def _envoy(gateways: list[tuple[str, int]], folder: Path) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Run Envoy with TLS; yield its URL, and a context that trusts the page's certificate."""
     subprocess.run(
         ["bash", "-euc", snippet("sh", "mkdir -p runs/secrets")], cwd=folder, check=True, capture_output=True
     )
-    secrets = {f"/run/secrets/tls_{name}": f"{folder}/runs/secrets/{name}.pem" for name in ("cert", "key")}
-    text = ENVOY
-    for inside, here in secrets.items():
-        text = text.replace(inside, here)
-    config: dict[str, Any] = yaml.safe_load(text)
-    listener, cluster = (config["static_resources"][kind][0] for kind in ("listeners", "clusters"))
-    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 0}
-    for endpoint, one in zip(cluster["load_assignment"]["endpoints"][0]["lb_endpoints"], gateways, strict=True):
-        host, port = one.address
-        endpoint["endpoint"]["address"]["socket_address"] = {"address": host, "port_value": port}
-    config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
-    (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
-    address, log = folder / "admin", folder / "envoy.log"
-    options = [
-        "--admin-address-path",
-        str(address),
-        "--log-path",
-        str(log),
-        "--concurrency",
-        "1",
-        "--disable-hot-restart",
-    ]
-    # The program of the environment, which need not be on PATH.
-    program = Path(sys.executable).with_name("envoy")
-    with subprocess.Popen([program, "--config-path", str(folder / "envoy.yaml"), *options]) as process:
-        try:
-            wait_until(lambda: address.is_file() and address.read_text())
-            admin = f"http://{address.read_text()}"
-            # Two hosts pass their first health check.
-            wait_until(lambda: _get(f"{admin}/clusters").count("health_flags::healthy") == len(gateways))
-            assert "deprecated" not in log.read_text().lower()
-            (found,) = json.loads(_get(f"{admin}/listeners?format=json"))["listener_statuses"]
-            yield f"https://localhost:{found['local_address']['socket_address']['port_value']}"
-        finally:
-            process.terminate()
-
-
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as response:
-        return str(response.read().decode())
+    certificate, key = (folder / "runs" / "secrets" / f"{name}.pem" for name in ("cert", "key"))
+    with envoy_before([f"http://{host}:{port}" for host, port in gateways], folder, (certificate, key)) as url:
+        assert "deprecated" not in (folder / "envoy.log").read_text().lower()
+        yield url, ssl.create_default_context(cafile=certificate)
 
 
 def _send(url: str, context: ssl.SSLContext, image: bytes) -> int:
@@ -187,8 +197,7 @@ def test_a_fleet_changes_its_release_and_loses_a_server_without_losing_a_request
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(ReleaseServer(folder, repository)) for folder in folders)
         gateways = [stack.enter_context(gateway(server.urls["grpc"])) for server in (first, second)]
-        url = stack.enter_context(envoy(gateways, tmp_path))
-        context = ssl.create_default_context(cafile=tmp_path / "runs" / "secrets" / "cert.pem")
+        url, context = stack.enter_context(_envoy([one.address for one in gateways], tmp_path))
 
         def send() -> None:
             try:

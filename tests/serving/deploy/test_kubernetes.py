@@ -266,7 +266,7 @@ def test_kustomize_makes_whole_manifests(variant: str) -> None:
 
 
 def test_the_page_s_own_kustomization_serves_another_release(tmp_path: Path) -> None:
-    text = snippet("yaml", "# kustomization.yaml")
+    text = snippet("yaml", "# kustomization.yaml\n")
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "serving" / "deploy" / "kubernetes")
     (tmp_path / "kustomization.yaml").write_text(text, encoding="utf-8")
     made = {document["kind"]: document for document in kustomized(tmp_path)}
@@ -276,6 +276,14 @@ def test_the_page_s_own_kustomization_serves_another_release(tmp_path: Path) -> 
     (server,) = spec["template"]["spec"]["initContainers"]
     assert server["args"][:2] == ["serve", "/models/2"]
     assert server["image"].startswith("registry.example/")
+
+
+def test_kustomize_adds_the_route_of_a_fleet(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    text = snippet("yaml", "# kustomization.yaml of a fleet\n")
+    (tmp_path / "kustomization.yaml").write_text(text.replace("serving/deploy/", ""), encoding="utf-8")
+    made = {document["kind"]: document for document in kustomized(tmp_path)}
+    assert {"Deployment", "Service", "Gateway", "HTTPRoute", "BackendTrafficPolicy"} <= set(made)
 
 
 def test_the_page_s_prometheus_rule_holds_the_shipped_rules() -> None:

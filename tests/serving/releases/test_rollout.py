@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
+from plurum.benchmarks.claims.releases.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact
@@ -56,6 +56,10 @@ def _listed(folder: Path) -> None:
     """List the files again, as if the changed ones had been exported."""
     manifest = json.loads((folder / "export.json").read_text())
     (folder / "export.json").write_text(json.dumps(manifest | {"files": listing_of(folder)}))
+
+
+# Dozens of requests a second meet each step of a rollout; more would only take its processors.
+PAUSE_S = 0.02
 
 
 class Requests(NamedTuple):
@@ -156,7 +160,7 @@ def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_a
 ) -> None:
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
-        with release_clients(live.urls["http"], *requests, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2, pause_s=PAUSE_S) as clients:
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
@@ -185,7 +189,10 @@ def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_a
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
         assert "not ready" not in live.log()
-    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=1) as clients:
+    with (
+        ReleaseServer(folder, None) as live,
+        release_clients(live.urls["http"], *requests, clients=1, pause_s=PAUSE_S) as clients,
+    ):
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
         assert f"{first} is loaded beside {second}" in back.stderr
@@ -205,7 +212,7 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
         first = json.loads(live.rollout().stdout)["current"]
-        with release_clients(live.urls["http"], *requests, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2, pause_s=PAUSE_S) as clients:
             state = json.loads(live.rollout(other, "--percent", 50).stdout)
             second = state["trial"]["release"]
             assert state == {
@@ -218,7 +225,7 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
             assert release_at(live.urls["http"], requests.pixels) is None
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
-        with release_clients(live.urls["http"], *requests, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2, pause_s=PAUSE_S) as clients:
             assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
             clients.counts.clear()
             _wait_for(clients, 40)
@@ -231,7 +238,10 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
         # Processes that end because a release is loaded or unloaded are not reported as unhealthy.
         assert "not ready" not in live.log()
     # A new server resumes the trial.
-    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=2) as clients:
+    with (
+        ReleaseServer(folder, None) as live,
+        release_clients(live.urls["http"], *requests, clients=2, pause_s=PAUSE_S) as clients,
+    ):
         deadline = time.monotonic() + 60
         while (
             "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline

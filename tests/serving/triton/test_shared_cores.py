@@ -44,7 +44,7 @@ def reply(other: subprocess.Popen[str]) -> str:
 
 
 def test_an_instance_is_alone_while_no_other_computes(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    shared = SharedCores(tmp_path / "cores")
+    shared = SharedCores(tmp_path / "cores", quiet_s=0)
     assert reply(other) == "True"
     with shared.use() as is_alone:
         assert not is_alone
@@ -53,6 +53,35 @@ def test_an_instance_is_alone_while_no_other_computes(tmp_path: Path, other: sub
         assert is_alone
         assert reply(other) == "False"
         # The other began later: this one goes on as it began.
+        assert is_alone
+    shared.close()
+
+
+def test_no_instance_is_alone_for_a_while_after_two_computed_at_once(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    shared, never = (SharedCores(tmp_path / "cores", quiet_s=seconds) for seconds in (0, 3600))
+    # One after the other is no load.
+    assert reply(other) == "True"
+    assert reply(other) == "done"
+    with never.use() as is_alone:
+        assert is_alone
+    assert reply(other) == "True"
+    with shared.use() as is_alone:
+        assert not is_alone
+    assert reply(other) == "done"
+    with never.use() as is_alone:
+        assert not is_alone
+    with shared.use() as is_alone:
+        assert is_alone
+    shared.close()
+    never.close()
+
+
+def test_a_file_from_before_the_machine_started_delays_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cores").write_bytes((2**62).to_bytes(8, "little"))
+    shared = SharedCores(tmp_path / "cores", quiet_s=3600)
+    with shared.use() as is_alone:
         assert is_alone
     shared.close()
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ["Cut", "Wrapped", "make_body", "make_branching", "make_nothing", "make_wrapped", "with_cut"]
+__all__ = ["Cut", "Wrapped", "make_body", "make_branching", "make_nothing", "make_shares", "make_wrapped", "with_cut"]
 
 
 class Wrapped(nn.Module):
@@ -69,3 +69,10 @@ def make_nothing() -> int:
 def make_body() -> nn.Module:
     """Return a model without a classifier."""
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+
+
+def make_shares() -> nn.Module:
+    """Return a model that ends in Softmax."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 11 * 11, 10), nn.Softmax(dim=1)
+    )

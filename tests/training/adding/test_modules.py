@@ -202,6 +202,19 @@ def test_classes_of_timm_weights_may_be_in_another_order(fresh_run: Run, tmp_pat
     np.testing.assert_allclose(probabilities_of(fresh_run, member, pixels), expected, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_module_may_return_probabilities(fresh_run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = member_code.make_shares()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    given = settings(arch=f"{CODE}:make_shares", outputs="probabilities", image_size=SIDE)
+    member = add_member(fresh_run, [str(tmp_path / "model.pt")], given).member
+    pixels = np.array(fresh_run.pixels()[:8])
+    with torch.inference_mode():
+        expected = model(prepared_images(pixels, SIDE)).double().numpy()
+    np.testing.assert_allclose(probabilities_of(fresh_run, member, pixels), expected, atol=1e-5)
+
+
 def _save(content: Callable[[], object]) -> Callable[[Path], None]:
     return lambda path: torch.save(content(), path)
 
@@ -220,6 +233,11 @@ def _save_learner(path: Path) -> None:
         patch.setitem(sys.modules, "fastai", ModuleType("fastai"))
         patch.setitem(sys.modules, "fastai.learner", fastai)
         torch.save(_Learner(), path)
+
+
+def _save_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "model.safetensors").touch()
 
 
 def _resnet(**changes: Any) -> dict[str, torch.Tensor]:
@@ -281,6 +299,24 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], dict[str, Any], type[PlurumE
         {"arch": f"{CODE}:make_body"},
         MetadataError,
         r"to return logits \[8, 10\], got \[8, 4, 46, 46\]",
+    ),
+    "probabilities": (
+        _save(lambda: member_code.make_shares().state_dict()),
+        {"arch": f"{CODE}:make_shares", "outputs": None},
+        MetadataError,
+        "expected logits, got probabilities, which sum to 1. Use --outputs probabilities",
+    ),
+    "an option of ONNX files": (
+        torchvision_plain,
+        {"layout": "NHWC"},
+        SettingsError,
+        "--layout: expected an ONNX file, got a file of weights",
+    ),
+    "a folder": (
+        _save_folder,
+        {},
+        SettingsError,
+        r"which is not a file\. Name a file in it, such as .*model\.safetensors",
     ),
     "a taken name": (torchvision_plain, {"name": "resnet10t"}, OutputError, "has a member"),
 }

@@ -20,7 +20,7 @@ from plurum.training import add_member
 from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax
 from tests.sample_runs.fitted_run import CLASSES
-from tests.training.adding.onnx_samples import SIZE, expected_probabilities, settings, write_graph
+from tests.training.adding.onnx_samples import MEAN, SIZE, STD, expected_probabilities, settings, write_graph
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "as it is": ({}, {}, 1e-5),
@@ -84,6 +84,33 @@ def test_weights_beside_the_file_are_read(fresh_run: Run, tmp_path: Path) -> Non
     np.testing.assert_allclose(probabilities_of(fresh_run, member), expected, atol=1e-5)
 
 
+def _take_whole_numbers(model: Any, kind: int = TensorProto.INT64) -> None:
+    """Put the normalisation into the graph."""
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    scale, shift = (
+        np.array(one, np.float32).reshape(1, 3, 1, 1) for one in (np.array(STD) * 255, np.array(MEAN) * 255)
+    )
+    model.graph.initializer.extend([numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(shift, "shift")])
+    model.graph.node[0].input[0] = "normalised"
+    steps = [
+        helper.make_node("Cast", ["picture"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["real", "shift"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["normalised"]),
+    ]
+    for step in reversed(steps):
+        model.graph.node.insert(0, step)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64])
+def test_inputs_may_be_whole_numbers(kind: int, fresh_run: Run, tmp_path: Path) -> None:
+    _changed(lambda model: _take_whole_numbers(model, kind))(tmp_path / "model.onnx")
+    given = settings(mean=(0, 0, 0), std=(1 / 255,) * 3)
+    member = add_member(fresh_run, [str(tmp_path / "model.onnx")], given).member
+    expected = expected_probabilities(fresh_run.pixels()[fresh_run.table().rows("test")])
+    # Resized pixels are rounded.
+    np.testing.assert_allclose(probabilities_of(fresh_run, member), expected, atol=0.05)
+
+
 def _changed(change: Callable[[Any], None], **made: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         model = write_graph(path, **made)
@@ -140,6 +167,45 @@ def _spoil(model: Any) -> None:
     model.graph.initializer[2].CopyFrom(numpy_helper.from_array(weights, "bias"))
 
 
+def _end_in(operator: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        model.graph.node.append(helper.make_node(operator, ["scores"], ["ended"]))
+        model.graph.output[0].name = "ended"
+
+    return change
+
+
+def _return_sequence(model: Any) -> None:
+    _end_in("SequenceConstruct")(model)
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("ended", TensorProto.FLOAT, None))
+
+
+def _take_grey(model: Any) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((6, 1, 5, 5), np.float32), "filters"))
+
+
+def _hide_weights(model: Any) -> None:
+    """Name weights in another folder in a constant of a function."""
+    hidden = helper.make_tensor("hidden", TensorProto.FLOAT, [1], [0.0])
+    hidden.ClearField("float_data")
+    hidden.data_location = TensorProto.EXTERNAL
+    hidden.external_data.add(key="location", value="../../etc/hostname")
+    steps = [helper.make_node("Constant", [], ["c"], value=hidden), helper.make_node("Add", ["x", "c"], ["y"])]
+    model.functions.append(helper.make_function("own", "Shift", ["x"], ["y"], steps, [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Shift", ["scores"], ["shifted"], domain="own"))
+    model.graph.output[0].name = "shifted"
+
+
+def _hide_sparse_weights(model: Any) -> None:
+    values = helper.make_tensor("values", TensorProto.FLOAT, [1], [0.5])
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [3])
+    constant = helper.make_node("Constant", [], ["c"], sparse_value=helper.make_sparse_tensor(values, places, [10]))
+    model.graph.node.extend([constant, helper.make_node("Add", ["scores", "c"], ["shifted"])])
+    model.graph.output[0].name = "shifted"
+
+
 def _add_input(model: Any) -> None:
     model.graph.input.append(helper.make_tensor_value_info("age", TensorProto.FLOAT, ["batch", 1]))
 
@@ -174,6 +240,34 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], dict[str, Any], type[PlurumE
         "can't take 8 images at once.*Export the model with a dynamic batch",
     ),
     "NaN": (_changed(_spoil), {}, MetadataError, "expected finite outputs, got NaN or infinity"),
+    "whole numbers as fractions": (
+        _changed(_take_whole_numbers),
+        {},
+        MetadataError,
+        r"--std: expected 0\.00392157,.* takes whole numbers, got 0\.25,0\.2,0\.3",
+    ),
+    "Booleans": (
+        _changed(lambda model: _take_whole_numbers(model, TensorProto.BOOL)),
+        {},
+        MetadataError,
+        "--input: expected numbers of at least 8 bits, got BOOL",
+    ),
+    "a sigmoid": (
+        _changed(_end_in("Sigmoid")),
+        {},
+        MetadataError,
+        "got those of a sigmoid. Export the model without it",
+    ),
+    "a sequence": (_changed(_return_sequence), {}, MetadataError, "--output: expected a tensor, got ended, a sequence"),
+    "grey images": (_changed(_take_grey), {}, MetadataError, r"--input: expected 3 channels, got .*1, 48, 48\]"),
+    "hidden weights": (_changed(_hide_weights), {}, MetadataError, "expected weights in the same folder, got"),
+    "sparse weights": (_changed(_hide_sparse_weights), {}, MetadataError, "expected dense weights, got sparse ones"),
+    "an architecture": (
+        write_graph,
+        {"arch": "resnet18"},
+        SettingsError,
+        "--arch: expected no architecture for an ONNX",
+    ),
     "two inputs": (_changed(_add_input), {"input": "picture"}, MetadataError, "expected a graph with one input"),
     "no ONNX": (_write(b"PK\x03\x04 nothing"), {}, MetadataError, "is not an ONNX file"),
     "empty": (_write(b""), {}, MetadataError, "is not an ONNX file: its graph has no operator"),

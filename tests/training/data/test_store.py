@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from plurum.benchmarks.tools.requests import decode_pixels
 from plurum.errors import DataError, OutputError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
@@ -51,6 +53,39 @@ def test_stored_pixels_and_labels_equal_the_data(archive: Path, tmp_path: Path) 
     assert table.splits == data.table.splits
     assert table.sources == data.table.sources
     np.testing.assert_array_equal(table.labels, data.table.labels)
+
+
+def write_jpegs(folder: Path, images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> Path:
+    for number, pixels in enumerate(images):
+        path = folder / ("CE", "LAA")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+    return folder
+
+
+def test_large_jpegs_are_reduced_if_that_hardly_changes_their_pixels(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, 160)
+    smooth = [
+        (ramp[:, None, None] + draws.normal(20, 5, (160, 160, 3))).clip(0, 255).astype(np.uint8) for _ in range(8)
+    ]
+    rough = [draws.choice(np.array([0, 255], np.uint8), (160, 160, 3)) for _ in range(8)]
+    for name, images, is_reduced in (("smooth", smooth, True), ("rough", [*smooth[:7], rough[0]], False)):
+        run, data = Run(tmp_path / f"run_{name}"), load_data(str(write_jpegs(tmp_path / name, images)))
+        image = store_data(run, data, SETTINGS).image
+        assert image.reduced_decoding is is_reduced
+        assert run.data().image == image
+        assert ("reduced_decoding" in image.model_dump()) is is_reduced
+        stored, whole = run.pixels(), image.model_copy(update={"reduced_decoding": False})
+        # As a server decodes them.
+        np.testing.assert_array_equal(stored, [decode_pixels(data.read_encoded(row), image) for row in range(8)])
+        assert np.array_equal(stored, data.pixels(whole)) is not is_reduced
+
+
+def test_smaller_images_are_decoded_as_wholes(tmp_path: Path) -> None:
+    small = [np.full((126, 160, 3), 10 * number, np.uint8) for number in range(6)]
+    data = load_data(str(write_jpegs(tmp_path / "small", small)))
+    assert not store_data(Run(tmp_path / "run"), data, SETTINGS).image.reduced_decoding
 
 
 @pytest.mark.parametrize(("colour", "pretrained"), [("rgb", False), ("grey", False), ("rgb", True)])

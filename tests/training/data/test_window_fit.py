@@ -225,15 +225,12 @@ def lesions(each: int, seed: int) -> dict[str, Values]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_lesion_that_the_high_byte_hides_is_learnt_with_percentiles_only(
-    tmp_path: Path, plurum: CommandLine, seed: int
-) -> None:
-    source = write(tmp_path / "data", lesions(100, seed))
+def test_a_lesion_that_the_high_byte_hides_is_learnt_with_percentiles_only(tmp_path: Path, plurum: CommandLine) -> None:
+    source = write(tmp_path / "data", lesions(100, seed=0))
     options = ("--arch", "resnet10t", "--epochs", 12, "--batch-size", 16, "--image-size", 32, "--learning-rate", "1e-3")
     accuracies = {}
     for name, rule in {"old": (), "new": ("--window", "0.1%,99.9%")}.items():
-        code, _, err = plurum.ended("train", source, *options, *rule, "--seed", seed, "--out", tmp_path / name)
+        code, _, err = plurum.ended("train", source, *options, *rule, "--out", tmp_path / name)
         assert code == 0, err
         (member,) = tmp_path.glob(f"{name}/members/*/member.json")
         accuracies[name] = json.loads(member.read_text())["validation"]["accuracy"]

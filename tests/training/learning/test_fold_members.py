@@ -16,13 +16,15 @@ from plurum.export.repository.cards.facts import facts_from_run
 from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
-from plurum.spec import Member, write_metadata
-from plurum.training import FitSettings, TrainSettings, fit_report, train_run
+from plurum.settings.members import AddSettings
+from plurum.spec import Member, read_metadata, write_metadata
+from plurum.training import FitSettings, TrainSettings, add_member, fit_report, train_run
 from plurum.training.data.examples import Examples
-from plurum.training.fitting.cross_validation import spread_vote
+from plurum.training.fitting.cross_validation import fold_models, spread_vote
 from plurum.training.fitting.outliers import outlier_lines
 from plurum.training.fitting.votes import ValidationPredictions, fit_vote
 from plurum.training.inference.predictions import predict_out_of_fold
+from plurum.training.learning.plan import RunSettings
 from plurum.training.statistics.calibration import fit_temperature
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import soft_vote, softmax
@@ -191,3 +193,16 @@ def test_what_folds_do_not_allow_is_refused(copy: Run, trained: Run) -> None:
         fit_report(copy.path, FitSettings())
     with pytest.raises(ValueError, match="--folds: can't be combined with --snapshots"):
         TrainSettings.model_validate(SETTINGS.model_dump() | {"snapshots": 2})
+
+
+def test_a_run_with_folds_takes_no_other_member_and_its_student_has_none(copy: Run, tmp_path: Path) -> None:
+    given = AddSettings(classes=copy.data().classes, mean=(0, 0, 0), std=(1, 1, 1))
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(SettingsError, match=r"RUN: expected a run without folds, got .*Add the model to a run that"):
+        add_member(copy, [str(tmp_path / "model.onnx")], given)
+    # The data folder of a student is that of its teacher.
+    started = read_metadata(copy.settings_file, RunSettings, "settings")
+    settings = started.settings.model_copy(update={"folds": None})
+    write_metadata(copy.settings_file, started.model_copy(update={"settings": settings}))
+    assert copy.table().folds is not None
+    assert fold_models(copy, copy.members(), FitSettings()) == ()

@@ -155,6 +155,8 @@ def test_a_search_from_the_command_line(archive: Path, tmp_path: Path, plurum: C
     assert "http" not in page.replace("http-equiv", "")
     assert "--trials and --minutes may change" in plurum.refused(*command, "--trials", 2)
     for options, message in (
+        (("--learning-rates", "1"), "--learning-rates: expected LOW,HIGH, such as 1e-4,1e-2, got '1'"),
+        (("--augmentations", "shift,shift"), "--augmentations: expected each name once, got shift,shift"),
         (("--learning-rates", "2,1"), "--learning-rates: expected LOW,HIGH, got 2,1. Exchange them"),
         (("--augmentations", "blur"), "--augmentations: expected 'none', 'shift'"),
         (("--trials", 0), "--trials: expected a number greater than or equal to 1, got 0"),

@@ -1,6 +1,6 @@
 """Change what a live server serves, there and back, while clients send requests.
 
-    python -m plurum.benchmarks.claims.rollouts REPO OTHER --times 20
+    python -m plurum.benchmarks.claims.releases.rollouts REPO OTHER --times 20
 
 `plurum serve --releases` serves REPO. Clients send requests to `ensemble_pixels` over HTTP, one after the other, always
 with the same images; `plurum rollout OTHER` and `plurum rollout --back` take turns. Counted: responses by release, and
@@ -33,10 +33,10 @@ from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.background import background_clients, request_probabilities
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess, server_of
-from plurum.errors import ServerError
+from plurum.errors import ServerError, SettingsError
 from plurum.spec import read_ensemble
 
-__all__ = ["ReleaseServer", "ReleaseTally", "probabilities_of", "release_clients", "rollouts"]
+__all__ = ["ReleaseServer", "ReleaseTally", "expected_probabilities", "probabilities_of", "release_clients", "rollouts"]
 
 _IMAGES, _TOLERANCE, _DEADLINE_S = 4, 1e-5, 60.0
 
@@ -77,7 +77,11 @@ class ReleaseTally:
 
 @contextmanager
 def release_clients(
-    url: str, pixels: npt.NDArray[np.uint8], expected: dict[str, npt.NDArray[np.float32]], clients: int = 4
+    url: str,
+    pixels: npt.NDArray[np.uint8],
+    expected: dict[str, npt.NDArray[np.float32]],
+    clients: int = 4,
+    pause_s: float = 0.0,
 ) -> Iterator[ReleaseTally]:
     """Let clients send the same images continuously and tell releases apart while a `with` block lasts.
 
@@ -86,6 +90,7 @@ def release_clients(
         pixels: Images, uint8 `[images, height, width, 3]`, sent at random.
         expected: Probabilities of these images by release; see `probabilities_of`.
         clients: Number of clients.
+        pause_s: Pause of a client between a response and its next request, seconds.
     """
     tally, lock = ReleaseTally(), threading.Lock()
 
@@ -99,6 +104,7 @@ def release_clients(
         names = [name for name, of in expected.items() if np.abs(of[number] - found).max() <= _TOLERANCE]
         with lock:
             tally.counts[names[0] if len(names) == 1 else "mixed"] += 1
+        time.sleep(pause_s)
 
     with background_clients(send, clients):
         yield tally
@@ -108,6 +114,25 @@ def probabilities_of(repository: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDA
     """Return the probabilities that a server of this repository alone gives, `[images, 1 + members, classes]`."""
     with server_of(repository) as server:
         return np.stack([request_probabilities(server.urls.http, image, _DEADLINE_S) for image in pixels])
+
+
+def expected_probabilities(
+    repository: Path, other: Path, pixels: npt.NDArray[np.uint8]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the probabilities of both releases as `probabilities_of` does, by the names `first` and `second`.
+
+    Raises:
+        SettingsError: They are equal for an image, so no response would tell the releases apart; or their numbers of
+            members or classes differ.
+    """
+    expected = {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+    if expected["first"].shape != expected["second"].shape:
+        raise SettingsError(f"OTHER: expected as many members and classes as {repository} has, got others.")
+    if np.abs(expected["first"] - expected["second"]).max(axis=(1, 2)).min() <= 2 * _TOLERANCE:
+        raise SettingsError(
+            f"OTHER: expected other predictions than those of {repository}, got the same. Name another."
+        )
+    return expected
 
 
 def rollouts(
@@ -120,7 +145,7 @@ def rollouts(
     image = read_ensemble(repository / "ensemble.json").image
     pixels = random_pixels(image.height, image.width, _IMAGES)
     with command.measurement("predictions of each release") as (say, state), tempfile.TemporaryDirectory() as folder:
-        expected = {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+        expected = expected_probabilities(repository, other, pixels)
         took = []
         with (
             ReleaseServer(Path(folder) / "releases", repository) as server,

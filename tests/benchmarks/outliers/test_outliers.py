@@ -19,9 +19,10 @@ from sklearn.preprocessing import normalize
 from plurum.benchmarks.claims.outliers.false_alarms import redraw
 from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, TaskName, make_kinds, read_tasks
 from plurum.benchmarks.claims.outliers.methods import METHODS, OURS, KnownImages, MemberOutputs
-from plurum.benchmarks.claims.outliers.page import page_with_tables, picture_of, suite_tables
+from plurum.benchmarks.claims.outliers.page import picture_of, suite_tables
 from plurum.benchmarks.claims.outliers.plots import plot_from_outliers
 from plurum.benchmarks.claims.outliers.result import KindFigure, OutlierResult, csv_from_outliers
+from plurum.benchmarks.tools.pages import page_with_tables
 from plurum.errors import DataError, SettingsError
 from plurum.predictions.arrays import Floats
 from tests.benchmarks.programs import run_benchmark
