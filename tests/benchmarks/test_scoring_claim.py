@@ -76,10 +76,10 @@ def test_a_job_that_fails_tells_why(tmp_path: Path) -> None:
 
 
 def test_parts_and_marks_are_checked_first(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--part: expected one of faults, pace, growth, got speed"):
+    with pytest.raises(SettingsError, match="--part: expected one of faults, pace, overhead, growth, got speed"):
         scoring(part=["speed"])
     page = tmp_path / "page.md"
     with pytest.raises(SettingsError, match="expected a page with the marks <!-- pace -->"):
         scoring(part=["pace"], page=page)
     marks = re.findall("<!-- (.*?) -->", (DOCS / "scoring.md").read_text(encoding="utf-8"))
-    assert {"pace", "growth", "faults"} <= set(marks)
+    assert {"pace", "overhead", "growth", "faults"} <= set(marks)

@@ -28,7 +28,8 @@ __all__ = ["BenchJob", "JobUse", "write_images"]
 _SIDE, _GROUP = 8, 1000
 # A job that is interrupted ends Ray first, seconds; then it is killed.
 _END_S = 60.0
-_LOOK_S = 0.2
+# Looking takes processor time from the job.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,20 @@ class BenchJob:
         Raises:
             ServerError: it failed.
         """
-        start_s, use = time.monotonic(), (0.0, 0.0, 0)
+        start_s, use, ray_s = time.monotonic(), (0.0, 0), 0.0
         with self.running(source, out, *options) as process:
             while process.poll() is None:
                 # The process may end in between.
                 with contextlib.suppress(psutil.Error, OSError, IndexError):
-                    use = processor_s(process.pid), _ray_s(process.pid), peak_bytes(process.pid)
+                    # Ray's processes end before the driver does.
+                    ray_s = max(ray_s, _ray_s(process.pid))
+                    use = processor_s(process.pid), peak_bytes(process.pid)
                 self.tell(out, images)
                 time.sleep(_LOOK_S)
         if process.returncode:
             raise ServerError(f"plurum score ended with exit code {process.returncode}: {self.log()}")
-        return JobUse(time.monotonic() - start_s, *use)
+        driver_s, driver_bytes = use
+        return JobUse(time.monotonic() - start_s, driver_s, ray_s, driver_bytes)
 
     def tell(self, out: Path, images: int) -> int:
         """Tell how far a job is; return the number of images in its results."""
