@@ -18,9 +18,9 @@ class MosecMembers(Worker):
     def __init__(self) -> None:
         self.members = OnnxMembers(job_from_environment())
 
-    def deserialize(self, data: bytes) -> bytes:
-        """Return the body unchanged; Mosec's default would read JSON."""
-        return data
+    def deserialize(self, data: bytearray) -> bytes:
+        """Return the body as it is; Mosec's default would read JSON."""
+        return bytes(data)
 
     def forward(self, data: bytes) -> dict[str, Any]:
         """Predict a JPEG."""
