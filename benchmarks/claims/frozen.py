@@ -1,6 +1,6 @@
 """Compare training a frozen backbone's head with training the whole model: time per member, and scores.
 
-    python -m plurum.benchmarks.claims.frozen
+    python -m plurum.benchmarks.claims.frozen --page docs/backbones.md
 
 Measured, on one machine in one run: seconds to train one member, from making the model to the weights of the best
 epoch, on scikit-learn's digits and on images of Fashion-MNIST. The backbone of each is a small model that this script
@@ -25,10 +25,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.table import Table
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.pages import Page, page_with_tables
+from plurum.export.repository.cards.markup import table_from_rows
+from plurum.files import write_text
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec
 from plurum.training import load_data
@@ -40,6 +42,7 @@ from plurum.training.learning.trainer import Trainer
 __all__ = ["compare_sides", "frozen"]
 
 _FASHION = Path("/usr/share/datasets/fashion-mnist")
+_COLUMNS = ("", "full, s", "first frozen, s", "later frozen, s", "later / full", "NLL full", "NLL frozen")
 
 
 def frozen(
@@ -48,18 +51,25 @@ def frozen(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 8,
     members: Annotated[int, typer.Option(min=2, help="Members of each side.")] = 3,
     fashion: Annotated[Path, typer.Option(help="Folder with the files of Fashion-MNIST.", exists=True)] = _FASHION,
+    page: Page = None,
 ) -> None:
     """Compare --freeze with full training: a table on standard error, one line of JSON on standard output."""
+    if page is not None:
+        page_with_tables(page, {"frozen": ""})
     state = machine()
     data = {"digits": _examples("digits"), "fashion-mnist": _examples(str(fashion), images)}
     figures: dict[str, dict[str, float]] = {}
-    table = Table("", "full, s", "first frozen, s", "later frozen, s", "later / full", "NLL full", "NLL frozen")
+    table, rows = command.new_table(*_COLUMNS), list[tuple[str, ...]]()
     for name, other in (("digits", "fashion-mnist"), ("fashion-mnist", "digits")):
         with _empty_cache() as folder:
             found = figures[name] = compare_sides(arch, data[name], data[other], epochs, members, folder)
         seconds = (f"{found[key]:.2f}" for key in ("full_s", "first_frozen_s", "later_frozen_s"))
-        table.add_row(name, *seconds, f"{found['ratio']:.3f}", f"{found['full_nll']:.3f}", f"{found['frozen_nll']:.3f}")
+        scores = (f"{found[key]:.3f}" for key in ("ratio", "full_nll", "frozen_nll"))
+        rows.append((name, *seconds, *scores))
+        table.add_row(*rows[-1])
     command.print_report({"arch": arch, "epochs": epochs, "images": images, "data": figures}, state, table)
+    if page is not None:
+        write_text(page, page_with_tables(page, {"frozen": table_from_rows(_COLUMNS, rows)}))
 
 
 def compare_sides(
