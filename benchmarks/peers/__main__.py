@@ -65,7 +65,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
         typer.Option(
             min=0,
             help="Largest difference between a probability of Plurum and of PyTorch.",
-            show_default="0.001; with --trained what export's gate allows, 0.5; with --cascade none",
+            show_default="0.001; with --trained what export's gate allows, 0.2; with --cascade none",
         ),
     ] = None,
     trained: Annotated[

@@ -75,8 +75,8 @@ __all__ = [
     "select_passing_choices",
 ]
 
-# Difference of a probability between processors: in FP32, and in the coarsest precision.
-_PROCESSORS_DIFFER, _MOST_DIFFER = 1e-3, 0.2
+# Difference of a probability between processors.
+_PROCESSORS_DIFFER = 1e-3
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def record_predictions(ensemble: Ensemble, artefacts: Sequence[Artefact], settin
     coarsest = max((one.precision for one in artefacts), key=[*BUDGETS].index)
     return RecordedProbes(
         probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
-        tolerance=max(_PROCESSORS_DIFFER, min(_MOST_DIFFER, settings.budget(coarsest).max_difference)),
+        tolerance=max(_PROCESSORS_DIFFER, settings.budget(coarsest).max_difference),
     )
 
 
