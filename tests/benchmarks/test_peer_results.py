@@ -12,8 +12,7 @@ from PIL import Image
 from plurum.benchmarks.peers.__main__ import _write
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.result import Accuracy, PeersResult, csv_from_result, markdown_from_result
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from tests.docs.pages import DOCS
 
 
 def made_up() -> PeersResult:

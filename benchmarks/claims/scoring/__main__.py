@@ -37,16 +37,15 @@ from plurum.files import write_text
 __all__ = ["scoring"]
 
 _PARTS = ("faults", "pace", "overhead", "growth")
+# Of faults and pace; the other parts have the smallest networks.
+_NETWORK = ["resnet18"]
 _TINY_SIZE = 32
 
 
 def scoring(  # noqa: PLR0913, PLR0917 - one parameter per option
     work: command.WorkFolder = Path("runs/scoring-work"),
     part: Annotated[list[str] | None, typer.Option(help="Only this part; repeat for more.", show_default="all")] = None,
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(help="Architecture of the parts faults and pace; repeat for more.", show_default="resnet18"),
-    ] = None,
+    arch: command.Architectures = _NETWORK,
     size: command.ImageSize = 64,
     images: Annotated[int, typer.Option(min=100, help="Number of images of the part faults.")] = 20_000,
     seconds: Annotated[float, typer.Option(min=1, help="Work of each side of pace and overhead, seconds.")] = 180.0,
@@ -64,7 +63,7 @@ def scoring(  # noqa: PLR0913, PLR0917 - one parameter per option
         command.measurement("repository") as (say, state),
         tempfile.TemporaryDirectory(prefix="plurum_scoring_") as place,
     ):
-        network, smallest = (arch or ["resnet18"], size), (command.TINY_ARCHS, _TINY_SIZE)
+        network, smallest = (arch, size), (command.TINY_ARCHS, _TINY_SIZE)
         measures: dict[str, tuple[tuple[list[str], int], Callable[[BenchJob], dict[str, Any]]]] = {
             "faults": (network, lambda job: measure_faults(job, images)),
             "pace": (network, lambda job: measure_pace(job, seconds)),
